@@ -1,0 +1,5 @@
+"""`python -m fleetd` is `fleetd`."""
+
+from fleetd.daemon.main import main
+
+main()

@@ -1,0 +1,1 @@
+"""One module a noun; each lists its routes in HANDLERS."""

@@ -1,0 +1,1 @@
+"""The composition root: configuration, wiring of all rooms, the process and its commands."""

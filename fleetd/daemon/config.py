@@ -1,0 +1,126 @@
+"""`/etc/fleetd/fleetd.yaml`, typed: an unknown key is refused with file:line, and nothing starts on half a configuration."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+import msgspec
+
+from fleetd.kit.errors import Invalid
+from fleetd.kit.yamlfile import Document, decode, parse
+from fleetd.model.bmc import Login
+
+
+class _Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    pass
+
+
+class CredentialSet(_Part, frozen=True, kw_only=True):
+    """A factory login. The password stands here (then the file must be 0600) or in a file of its own."""
+
+    username: str
+    password: str = ""
+    password_file: str = ""
+
+
+class Listen(_Part, frozen=True, kw_only=True):
+    """`socket`: the unix socket; `http`: host:port on loopback for tokens, empty for none; `group`: owns the socket."""
+
+    socket: str = "/run/fleetd/fleetd.sock"
+    group: str = ""
+    http: str = "127.0.0.1:8600"
+
+
+class BootListen(_Part, frozen=True, kw_only=True):
+    """Where hosts fetch boot scripts and phone home. `url` as the hosts see it."""
+
+    listen: str = "127.0.0.1:8680"
+    url: str = "http://127.0.0.1:8680"
+
+
+class LeaseConfig(_Part, frozen=True, kw_only=True):
+    """`grace`: seconds between the expiry of a lease and the wipe; an explicit release wipes at once."""
+
+    grace: float = 86_400.0
+
+
+class Config(_Part, frozen=True, kw_only=True):
+    """The whole file. Relative paths are relative to it."""
+
+    state: str = "/var/lib/fleetd"
+    database: str = ""  # "" is SQLite under `state`; else postgresql://…
+    name: str = ""  # this daemon; "" is the host name
+    site: str = "fleetd"  # signs certificates under this name
+    listen: Listen = Listen()
+    boot: BootListen = BootListen()
+    playbooks: str = "playbooks"
+    firmware: str = "firmware"
+    credentials: dict[str, CredentialSet] = {}
+    leases: LeaseConfig = LeaseConfig()
+    domain_patience: float = 300.0
+    log: str = "text"
+    log_level: str = "info"
+
+
+class Loaded(msgspec.Struct, frozen=True, kw_only=True):
+    """The configuration and where it came from."""
+
+    config: Config
+    folder: Path
+    logins: dict[str, Login]
+
+    def path(self, text: str) -> Path:
+        return (self.folder / text).resolve()
+
+    @property
+    def state(self) -> Path:
+        return self.path(self.config.state)
+
+    @property
+    def database_url(self) -> str:
+        return self.config.database or f"sqlite:///{self.state / 'ledger.db'}"
+
+
+def load(path: Path) -> Loaded:
+    """Read and check. Raises Invalid with file:line."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise Invalid(f"cannot read {path}", why=str(error), remedy="fleetd serve --config FILE") from error
+    document = parse(text, str(path))
+    config = decode(document, Config) if document.value is not None else Config()
+    logins = {name: _login(path, document, name, entry) for name, entry in config.credentials.items()}
+    for place, value in ((("listen", "http"), config.listen.http), (("boot", "listen"), config.boot.listen)):
+        if value:
+            split_address(value, document.where(place))
+    return Loaded(config=config, folder=path.resolve().parent, logins=logins)
+
+
+def _login(path: Path, document: Document, name: str, entry: CredentialSet) -> Login:
+    where = document.where(("credentials", name))
+    if bool(entry.password) == bool(entry.password_file):
+        raise Invalid(f"credentials `{name}`: give either password or password_file", where=where)
+    if entry.password:
+        if stat.S_IMODE(path.stat().st_mode) & 0o077:
+            raise Invalid(
+                f"credentials `{name}` hold a password and others can read this file",
+                remedy=f"chmod 600 {path}",
+                where=where,
+            )
+        return Login(username=entry.username, password=entry.password)
+    folder = Path(os.environ.get("CREDENTIALS_DIRECTORY", path.resolve().parent))
+    try:
+        secret = (folder / entry.password_file).read_text(encoding="utf-8").rstrip("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise Invalid(f"credentials `{name}`: cannot read the password file", why=str(error), where=where) from error
+    return Login(username=entry.username, password=secret)
+
+
+def split_address(text: str, where: str = "") -> tuple[str, int]:
+    """`host:port`. Raises Invalid."""
+    host, colon, port = text.rpartition(":")
+    if not colon or not host or not port.isdigit() or not 0 <= int(port) < 65536:
+        raise Invalid(f"`{text}` is not host:port", where=where)
+    return host, int(port)

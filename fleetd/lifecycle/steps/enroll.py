@@ -1,0 +1,123 @@
+"""First contact: pin the BMC's TLS key, read who stands behind it, replace the factory password."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from fleetd.drivers.bmc.capabilities import Bmc
+from fleetd.kit.errors import PinMismatch
+from fleetd.lifecycle.outcome import Outcome, advance, fail
+from fleetd.lifecycle.steps.base import Step, StepContext, short_hash
+from fleetd.model.bmc import SystemInfo, is_placeholder
+from fleetd.model.check import Action
+from fleetd.model.host import Host, Observed, State
+from fleetd.store import hosts as host_rows
+
+
+class Enroll(Step):
+    """Identity before passwords: a BMC of another host is never re-keyed."""
+
+    name = "enroll"
+    summary = "pin TLS, read identity, replace the factory password"
+    seconds = 120.0
+    attempts = 3
+    enters = State.ENROLLING
+    leaves = State.MANAGEABLE
+    gives = frozenset({"managed"})
+
+    def plan(self, host: Host, params: Any) -> str:
+        return f"log in to the BMC at {host.spec.bmc.address}, compare its serial with {host.spec.serial}, give it a password of its own"
+
+    async def do(self, ctx: StepContext) -> Outcome:
+        host, wires = ctx.host, ctx.wires
+        pinned = host.status.observed.tls_pin
+        # The factory password counts only here; which address we ask stands in the target.
+        target = wires.credentials.target(host, wires.credentials.factory(host), pin="")
+        pin = await wires.bmcs.read_pin(target, timeout=15.0)
+        if pinned and pin != pinned:
+            raise PinMismatch(
+                f"the BMC of {host.name} shows another TLS certificate", why=f"pinned {pinned[:12]}…, shown {pin[:12]}…"
+            )
+        bmc = await wires.credentials.open(host, timeout=30.0, pin=pin, enrolling=True)
+        try:
+            info = await bmc.system(timeout=30.0)
+            if wrong := self._wrong(host, info):
+                return wrong
+            ctx.observed = Observed(
+                serial=info.serial,
+                uuid=info.uuid,
+                manufacturer=info.manufacturer,
+                model=info.model,
+                bios_version=info.bios_version,
+                bmc_version=info.bmc_version,
+                tls_pin=pin,
+                met_at=ctx.clock.wall(),
+            )
+            ctx.power = info.power
+            await self._own_password(ctx, bmc, pin)
+        finally:
+            await bmc.close()
+        ctx.ops += host_rows.record_facts(
+            host.id,
+            {"serial": info.serial, "uuid": info.uuid, "tls-pin": pin, "bmc-version": info.bmc_version},
+            ctx.clock.wall(),
+        )
+        return advance(
+            f"{info.manufacturer} {info.model}, serial {info.serial}", serial=info.serial, uuid=info.uuid, pin=pin
+        )
+
+    async def _own_password(self, ctx: StepContext, bmc: Bmc, pin: str) -> None:
+        credentials, host = ctx.wires.credentials, ctx.host
+        username = await credentials.username(host)
+        await credentials.rotate(host, bmc, username=username, timeout=30.0, pin=pin)
+
+    @staticmethod
+    def _wrong(host: Host, info: SystemInfo) -> Outcome | None:
+        if is_placeholder(info.serial) or is_placeholder(info.uuid):
+            return fail(
+                "identity.unprogrammed",
+                f"the BMC tells no usable identity: serial {info.serial!r}, UUID {info.uuid!r}",
+                remedy="program serial and UUID into the board's FRU with the vendor's tool, or RMA the board",
+                action=Action.RMA,
+            )
+        if info.serial != host.spec.serial:
+            return fail(
+                "identity.serial",
+                f"the BMC says serial {info.serial}, the inventory says {host.spec.serial}",
+                remedy="read the sticker at the rack: correct the inventory and apply it, or re-cable the BMC",
+                action=Action.FIX_INVENTORY,
+            )
+        return None
+
+
+class Rekey(Step):
+    """After a tenant: the BMC is hostile until it has a password the tenant cannot know."""
+
+    name = "rekey"
+    summary = "give the BMC a new password and compare what it says of itself"
+    seconds = 120.0
+    needs = frozenset({"managed"})
+
+    def plan(self, host: Host, params: Any) -> str:
+        return f"give the BMC at {host.spec.bmc.address} a new password"
+
+    async def do(self, ctx: StepContext) -> Outcome:
+        host, credentials = ctx.host, ctx.wires.credentials
+        bmc = await credentials.open(host, timeout=30.0)
+        try:
+            info = await bmc.system(timeout=30.0)
+            seen = host.status.observed
+            if (info.serial, info.uuid) != (seen.serial, seen.uuid):
+                return fail(
+                    "identity.changed",
+                    f"serial {info.serial}, UUID {info.uuid}; before the lease {seen.serial}, {seen.uuid}",
+                    remedy="look at the host: was its board or chassis swapped? `fleetctl host maintenance`, then bring it up again",
+                    action=Action.FIX_INVENTORY,
+                )
+            await credentials.rotate(host, bmc, username=await credentials.username(host), timeout=30.0)
+        finally:
+            await bmc.close()
+        ctx.observed = msgspec.structs.replace(seen, bios_version=info.bios_version, bmc_version=info.bmc_version)
+        return advance("new BMC password set and proven", pin=short_hash(seen.tls_pin))

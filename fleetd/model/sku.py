@@ -1,0 +1,161 @@
+"""The SKU: the profile a host must match. All numbers a check compares with stand here, none in code."""
+
+from __future__ import annotations
+
+import hashlib
+
+import msgspec
+
+from fleetd.kit.errors import Invalid
+from fleetd.kit.yamlfile import Document, decode
+from fleetd.model.units import seconds
+
+
+class _Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    pass
+
+
+class NvlinkProfile(_Part, frozen=True, kw_only=True):
+    """Per GPU. `mb_per_s`: one way per link (field NVLINK_SPEED_MBPS_COMMON), Hopper 26562, Blackwell 53125."""
+
+    links: int
+    mb_per_s: int
+    version: int
+    topology: str = "NV18"  # what `nvidia-smi topo -m` shows between every pair of GPUs of the host
+    switch_pci_id: str = ""  # NVSwitch that the host itself sees (10de:22a3 on Hopper); empty where it sees none
+    switches: int = 0
+
+
+class FabricProfile(_Part, frozen=True, kw_only=True):
+    """`cluster_uuid`: an NVL72 tray must show one that is not zero; HGX shows zero."""
+
+    required: bool = True
+    cluster_uuid: bool = False
+    healthy_mask_required: bool = False
+
+
+class PcieProfile(_Part, frozen=True, kw_only=True):
+    generation: int
+    width: int
+
+
+class GpuProfile(_Part, frozen=True, kw_only=True):
+    count: int
+    name: str
+    pci_id: str  # device id, four hex digits
+    memory_mib: int
+    memory_tolerance: float = 0.005
+    vbios: tuple[str, ...]  # allowed versions
+    driver: tuple[str, ...]
+    power_limit_w: int
+    pcie: PcieProfile
+    nvlink: NvlinkProfile
+    fabric: FabricProfile = FabricProfile()
+    remapped_rows_max: int = 2
+    sram_uncorrectable_max: int = 0
+    temperature_max_c: int = 85
+    app_xids_max: int = 8  # Xids of applications (13, 31, 43 …) in one boot, before they count as a symptom
+    forbidden_throttle: int = 0xE8  # HW slowdown 0x8, SW thermal 0x20, HW thermal 0x40, power brake 0x80
+
+
+class NetworkProfile(_Part, frozen=True, kw_only=True):
+    count: int  # compute ports
+    rate_gbps: int
+    firmware: tuple[str, ...] = ()
+
+
+class StorageProfile(_Part, frozen=True, kw_only=True):
+    nvme_count: int  # all of them, the system drive included
+    nvme_min_gb: int  # each data drive
+    system_min_gb: int = 400  # the system drive: the one that takes the image
+    used_max_percent: int = 80
+    system_serial_rule: str = "smallest"  # which drive takes the image: smallest | serial:<glob> | model:<glob>
+
+
+class CpuProfile(_Part, frozen=True, kw_only=True):
+    sockets: int
+    cores: int  # all sockets together
+    memory_gib: int
+    memory_tolerance: float = 0.03
+    dimms: int | None = None
+
+
+class DomainProfile(_Part, frozen=True, kw_only=True):
+    """An NVLink domain of several hosts. `trays` is a whole one; below `min_trays` the domain is no domain."""
+
+    trays: int
+    min_trays: int
+    switch_trays: int = 0
+
+
+class RepairProfile(_Part, frozen=True, kw_only=True):
+    """How often the same remedy may be asked for the same part before the next stronger one is."""
+
+    retest: int = 1
+    reset: int = 1
+    reboot: int = 2
+    power_cycle: int = 2
+    reseat: int = 1
+
+
+class Sku(_Part, frozen=True, kw_only=True):
+    """One file of inventory/skus. `digest` names the exact text a certificate was judged by."""
+
+    sku: str
+    vendor: str
+    model: str
+    height: int = 1  # rack units
+    image: str
+    boot_mode: str = "uefi"
+    gpu: GpuProfile
+    network: NetworkProfile
+    storage: StorageProfile
+    cpu: CpuProfile
+    domain: DomainProfile | None = None
+    repair: RepairProfile = RepairProfile()
+    acceptance: tuple[str, ...]  # check ids; closed: each must give a verdict
+    quick: tuple[str, ...]
+    certificate_ttl: str = "30d"
+    digest: str = ""
+
+    @property
+    def certificate_seconds(self) -> float:
+        return seconds(self.certificate_ttl)
+
+    def suite(self, name: str) -> tuple[str, ...]:
+        """Check ids of `acceptance` or `quick`. Raises Invalid for another name."""
+        if name not in ("acceptance", "quick"):
+            raise Invalid(f"there is no suite `{name}`", remedy="use acceptance or quick")
+        return self.acceptance if name == "acceptance" else self.quick
+
+
+def read_sku(document: Document) -> Sku:
+    """Decode and digest. Raises Invalid with file:line."""
+    sku = decode(document, Sku)
+    for bad, path, what in (
+        (not 1 <= sku.height <= 64, ("height",), "the height is 1 to 64 rack units"),
+        (sku.gpu.count < 1, ("gpu", "count"), "a host has at least one GPU"),
+        (not sku.image, ("image",), "the image is empty"),
+        (not sku.gpu.vbios, ("gpu", "vbios"), "no VBIOS version is allowed"),
+        (not sku.gpu.driver, ("gpu", "driver"), "no driver version is allowed"),
+        (
+            sku.domain is not None and not 1 <= sku.domain.min_trays <= sku.domain.trays,
+            ("domain", "min_trays"),
+            "min_trays is 1 to trays",
+        ),
+    ):
+        if bad:
+            raise Invalid(what, where=document.where(path))
+    try:
+        if sku.certificate_seconds <= 0:
+            raise Invalid("a certificate must live longer than that")
+    except Invalid as error:
+        raise Invalid(error.what, remedy=error.remedy, where=document.where(("certificate_ttl",))) from error
+    for name in ("acceptance", "quick"):
+        checks = sku.suite(name)
+        if not checks:
+            raise Invalid(f"the {name} suite is empty: zero checks are never a pass", where=document.where((name,)))
+        if len(set(checks)) != len(checks):
+            raise Invalid(f"a check stands twice in `{name}`", where=document.where((name,)))
+    canonical = msgspec.json.encode(msgspec.structs.replace(sku, digest=""), order="deterministic")
+    return msgspec.structs.replace(sku, digest=hashlib.sha256(canonical).hexdigest())

@@ -1,0 +1,64 @@
+"""The kernel log: Xids of this boot. /dev/kmsg is read without blocking, and never more than a bounded amount."""
+
+from __future__ import annotations
+
+import os
+import re
+
+from .files import Files, Reading, attempt
+
+MOST = 1000  # Xids reported: the first and the last half of a flood
+_RECORD = re.compile(rb"\d{1,6},\d{1,20},(\d{1,20}),[^;]{0,200};(.*)")
+_XID = re.compile(rb"NVRM: Xid \(PCI:([0-9a-fA-F:.]{4,20})\): (\d{1,5}),")
+
+
+def read_device(path: str, limit: int) -> bytes:
+    """All records that stand in the ring buffer now, newest kept when they exceed `limit` bytes. Raises OSError."""
+    records: list[bytes] = []
+    size = 0
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        for _ in range(500_000):
+            try:
+                record = os.read(fd, 8192)
+            except BlockingIOError:
+                break
+            except BrokenPipeError:
+                continue  # overwritten while we read: the next read goes on behind the gap
+            if not record:
+                break
+            # Continuation lines (" SUBSYSTEM=…") belong to the record and hold no message.
+            first = record.split(b"\n", 1)[0]
+            if b"NVRM" in first:
+                records.append(first)
+                size += len(first) + 1
+                while size > limit:
+                    size -= len(records.pop(len(records) // 2)) + 1
+    finally:
+        os.close(fd)
+    return b"\n".join(records) + b"\n"
+
+
+def pci_address(raw: str) -> str:
+    """As sysfs writes it: NVML pads the domain to eight digits, the kernel log leaves the function out."""
+    address = raw.strip().lower()
+    if re.fullmatch(r"0000[0-9a-f]{4}:.*", address):
+        address = address[4:]
+    return address + ".0" if re.fullmatch(r"[0-9a-f]{4,8}:[0-9a-f]{2}:[0-9a-f]{2}", address) else address
+
+
+def parse(log: bytes) -> list[dict[str, object]]:
+    """Xids in the order they were logged; lines that are no record are passed over."""
+    found = []
+    for raw in log.split(b"\n"):
+        record = _RECORD.match(raw)
+        xid = _XID.match(record[2]) if record else None
+        if record and xid:
+            found.append(
+                {"code": int(xid[2]), "pci": pci_address(xid[1].decode("ascii")), "seconds": int(record[1]) / 1e6}
+            )
+    return found if len(found) <= MOST else found[: MOST // 2] + found[-MOST // 2 :]
+
+
+def xids(files: Files) -> Reading:
+    return attempt(files.kernel_log, parse)

@@ -1,0 +1,88 @@
+"""What the ledger costs: CPU of a transition (guarded host write under a claim, and an event), and a claim of 1,000 hosts.
+
+Run: `python tests/bench/store.py [seconds]`; prints only. PostgreSQL is measured when its server programs are here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import resource
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import msgspec
+
+sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1] / "store")]
+
+from postgres_server import PostgresServer, find_postgres
+from samples import a_host, a_lease
+
+from fleetd.model.boot import Claim
+from fleetd.model.event import Event
+from fleetd.model.host import Host, State
+from fleetd.store import claims, events, hosts, leases
+from fleetd.store.database import Database, open_database
+
+IN_FLIGHT = 1000
+TARGET_US = 25.0
+
+
+def cpu() -> float:
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return used.ru_utime + used.ru_stime
+
+
+async def transitions(db: Database, seconds: float) -> None:
+    """1,000 workers, each saving its host and appending an event as fast as the ledger acknowledges."""
+    fleet = [
+        a_host(number, state=State.AVAILABLE, certificate="certificate-1", certificate_expires=2e9)
+        for number in range(IN_FLIGHT)
+    ]
+    await db.commit([hosts.insert(host) for host in fleet])
+    held = [await claims.take(db, host.id, "bench", now=0, ttl=1e9) for host in fleet]
+    waits: list[float] = []
+    end = time.perf_counter() + seconds
+
+    async def work(host: Host, claim: Claim) -> Host:
+        while (began := time.perf_counter()) < end:
+            event = Event(kind="host.state", at=began, site=host.spec.site, host=host.id, data={"to": "available"})
+            await db.commit([hosts.save(host, claim=claim), events.append(event)])
+            host = msgspec.structs.replace(host, version=host.version + 1)
+            waits.append(time.perf_counter() - began)
+        return host
+
+    used, began = cpu(), time.perf_counter()
+    fleet = await asyncio.gather(*(work(host, claim) for host, claim in zip(fleet, held, strict=True) if claim))
+    used, took = cpu() - used, time.perf_counter() - began
+    waits.sort()
+    each = used / len(waits) * 1e6
+    print(
+        f"{db.dialect:10}  transition: {each:5.1f} us CPU (target {TARGET_US:.0f}; ratio {each / TARGET_US:.2f}), "
+        f"{len(waits) / took:7.0f}/s, p50 {waits[len(waits) // 2] * 1e3:.0f} ms, "
+        f"p99 {waits[len(waits) * 99 // 100] * 1e3:.0f} ms at {IN_FLIGHT} in flight"
+    )
+    lease = a_lease("bench", fleet)
+    began = time.perf_counter()
+    await db.commit(leases.claim(lease, fleet, now=1.0))
+    took = time.perf_counter() - began
+    print(f"{db.dialect:10}  lease of {len(fleet)} hosts in one transaction: {took:.3f} s (target 1; ratio {took:.2f})")
+
+
+async def main(seconds: float) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        async with await open_database(f"sqlite:///{folder}/ledger.db") as db:
+            await db.migrate()
+            await transitions(db, seconds)
+    if find_postgres() is None:
+        print("postgresql  not measured: no server programs here")
+        return
+    with PostgresServer() as server:
+        async with await open_database(server.database("bench")) as db:
+            await db.migrate()
+            await transitions(db, seconds)
+
+
+if __name__ == "__main__":
+    asyncio.run(main(float(sys.argv[1]) if len(sys.argv) > 1 else 4.0))

