@@ -21,7 +21,7 @@ from fleetd.drivers.ssh.client import SshShells
 from fleetd.drivers.ssh.keys import new_key_pair
 from fleetd.kit.errors import Denied
 from fleetd.kit.yamlfile import parse
-from fleetd.model.power import BootDevice
+from fleetd.model.power import BootDevice, PowerState
 from fleetd.model.sku import Sku, read_sku
 from fleetd.probe.build import build
 from fleetd.sim.boot import Booter
@@ -46,6 +46,25 @@ def sample(name: str) -> str:
             pytest.fail(f"no sample {path}; set FLEETD_SAMPLES")
         pytest.skip(f"no sample {path}; set FLEETD_SAMPLES")
     return path.read_text()
+
+
+class Watched(Record):
+    """A record that wakes whoever waits for an entry."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._more = asyncio.Event()
+
+    def add(self, at: float, host: str, what: str, **data: Any) -> None:
+        super().add(at, host, what, **data)
+        self._more.set()
+
+    async def until(self, *whats: str) -> None:
+        """Until an entry of one of these kinds stands there; 10 s at most."""
+        async with asyncio.timeout(10):
+            while not any(entry.what in whats for entry in self.entries):
+                self._more.clear()
+                await self._more.wait()
 
 
 @cache
@@ -78,7 +97,7 @@ def sim_host(
         os_address=address,
         username="root",
         password="calvin",
-        record=record or Record(),
+        record=record or Watched(),
         timings=timings,
         faults=list(faults),
         cluster_uuid=CLUSTER if known.domain else "0" * 32,
@@ -139,6 +158,7 @@ class Rig:
         private, public = new_key_pair("test")
         self.tokens[host.name] = self.desk.arm(host.mac, public)
         host.set_boot_once(BootDevice.NETWORK)
+        host.power_state = PowerState.ON
         host.reboot()
         return await self.met(host, private)
 
@@ -173,7 +193,11 @@ class Rig:
         }
 
     async def host_command(
-        self, shell: Shell, command: str, order: dict[str, Any], progress: Callable[[dict[str, Any]], None] | None = None
+        self,
+        shell: Shell,
+        command: str,
+        order: dict[str, Any],
+        progress: Callable[[dict[str, Any]], None] | None = None,
     ) -> dict[str, Any]:
         answer = await shell.run(
             zipapp("host"),

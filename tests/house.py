@@ -20,7 +20,7 @@ from fleetd.api.app import build_app
 from fleetd.api.auth import SocketPolicy, new_token, token_hash
 from fleetd.drivers.bmc.capabilities import Bmc
 from fleetd.kit.clock import SystemClock, rfc3339
-from fleetd.kit.errors import Unreachable
+from fleetd.kit.errors import Conflict, Unreachable
 from fleetd.lifecycle.certificates import ProofDesk
 from fleetd.lifecycle.services import Services
 from fleetd.model import proof
@@ -109,7 +109,8 @@ class House:
                 for name, (role, tenant) in ROLES.items():
                     text = self.tokens[name] = new_token()
                     token = Token(id=f"token-{name}", name=name, role=role, hash=token_hash(text), created=1.0, tenant=tenant)
-                    await db.commit([access.insert_token(token)])
+                    with contextlib.suppress(Conflict):  # it lived before, on the same ledger
+                        await db.commit([access.insert_token(token)])
                 await fill(self)
                 key = proof.new_key()
                 services = Services(

@@ -118,6 +118,7 @@ def write_world(folder: Path, plans: Sequence[Plan], *, control: bool = False) -
                 f"playbooks: {ROOT / 'playbooks'}",
                 f"firmware: {ROOT / 'firmware'}",
                 "domain_patience: 20",
+                "bmc_patience: 3",
                 "credentials:",
                 *(f"  {c}: {{username: {u}, password: '{p}'}}" for _, c, u, p, _ in FACTORY.values()),
                 "  factory-ipmi: {username: ADMIN, password: 'admin'}",

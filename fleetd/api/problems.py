@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import traceback
 from collections.abc import Mapping
 from typing import Any
 
@@ -109,9 +110,14 @@ def _exact(request: Request[Any, Any, Any], error: HttpProblem) -> Response[Prob
     return answer(request, error.error, error.status, error.headers)
 
 
+def _deep(request: Request[Any, Any, Any], _: RecursionError) -> Response[Problem]:
+    return answer(request, Invalid("the body is nested too deep", where="body"), 400)
+
+
 def _bug(request: Request[Any, Any, Any], error: Exception) -> Response[Problem]:
     """Ours to mend: the whole story goes to the log, none of it to the caller."""
-    _log.error("bug in a request", path=request.scope["path"], exc_info=error)
+    # As text: a renderer that shows the locals of each frame would show tokens too.
+    _log.error("bug in a request", path=request.scope["path"], trace="".join(traceback.format_exception(error)))
     return answer(
         request, FleetError("fleetd failed on this request", why=f"a {type(error).__name__} that nobody expected")
     )
@@ -122,5 +128,6 @@ HANDLERS: ExceptionHandlersMap = {
     HttpProblem: _exact,
     ValidationException: _validation,
     HTTPException: _http,
+    RecursionError: _deep,
     Exception: _bug,
 }

@@ -141,7 +141,8 @@ def bind_tcp(host: str, port: int, *, tls: bool = False) -> socket.socket:
             why="tokens would travel in clear",
             remedy="set a certificate and key for the API, or listen on 127.0.0.1",
         )
-    sock = socket.socket(family)
+    # Named as TCP on purpose: asyncio switches Nagle off only then, and with it every answer waits 40 ms.
+    sock = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         sock.bind(address)

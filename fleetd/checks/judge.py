@@ -29,8 +29,9 @@ _REREAD = (
 
 def clean(value: object, longest: int = LONGEST) -> str:
     """One printable line of at most `longest` characters, whatever the host sent."""
-    raw = _words(value)
-    text = "".join(c if c.isprintable() else "?" for c in raw[: longest + 1])
+    text = _words(value)[: longest + 1]
+    if not text.isprintable():
+        text = "".join(c if c.isprintable() else "?" for c in text)
     return text if len(text) <= longest else text[: longest - 1] + "…"
 
 

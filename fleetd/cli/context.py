@@ -49,6 +49,11 @@ class Hand:
 
         return self._fleets.setdefault(str(endpoint), Fleet(endpoint))
 
+    def close(self) -> None:
+        """Drop every connection."""
+        for fleet in self._fleets.values():
+            fleet.close()
+
     def endpoints(self) -> list[Endpoint]:
         """Where to go: --socket, --url, --context in that order, then the environment, then the usual socket."""
         from fleetd.client.http import Endpoint

@@ -45,6 +45,7 @@ def fleetctl(
     if sum(x is not None for x in (socket, url, context)) > 1:
         raise click.UsageError("give only one of --socket, --url and --context", ctx)
     hand = ctx.ensure_object(Hand)
+    ctx.call_on_close(hand.close)
     hand.socket, hand.url, hand.token_file, hand.context = socket, url, token_file, context
 
 

@@ -59,7 +59,8 @@ class Config(_Part, frozen=True, kw_only=True):
     firmware: str = "firmware"
     credentials: dict[str, CredentialSet] = {}
     leases: LeaseConfig = LeaseConfig()
-    domain_patience: float = 300.0
+    domain_patience: float = 300.0  # seconds a tray waits for the reports of its NVLink domain
+    bmc_patience: float = 30.0  # seconds a BMC has for a login or a question
     log: str = "text"
     log_level: str = "info"
 

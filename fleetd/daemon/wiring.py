@@ -46,6 +46,7 @@ class House(msgspec.Struct, frozen=True, kw_only=True):
     engine: Engine
     boot: BootListener
     clock_brake: ClockBrake
+    boot_url: str
 
 
 def lock_state(folder: Path) -> int:
@@ -157,6 +158,7 @@ async def _rooms(loaded: Loaded, clock: Clock, db: Database, stack: AsyncExitSta
         proofs=proofs,
         baselines=read_baselines(loaded.path(config.firmware)),
         domain_patience=config.domain_patience,
+        bmc_patience=config.bmc_patience,
     )
 
     async def tick(now: float) -> None:
@@ -185,4 +187,4 @@ async def _rooms(loaded: Loaded, clock: Clock, db: Database, stack: AsyncExitSta
         proofs=proofs,
         brakes=brakes,
     )
-    return House(services=services, engine=engine, boot=boot, clock_brake=clock_brake)
+    return House(services=services, engine=engine, boot=boot, clock_brake=clock_brake, boot_url=config.boot.url)

@@ -114,7 +114,7 @@ class Drive:
                 return  # the intent stays open; the next daemon goes on
             finding = Finding(code="FLT-1003", message=f"waited too long for {outcome.what}", remedy=outcome.remedy)
             outcome = Fail(finding=finding, source=outcome.source)
-        await self._settle(step, ctx, record, outcome)
+        await self._settle(step, ctx, record, outcome, resumed)
 
     def _context(self, step: Step, params: Any, record: StepRecord, lease: Lease | None) -> StepContext:
         return StepContext(
@@ -254,13 +254,15 @@ class Drive:
         params = decode_params(step, self.run.steps[self.place.step].params)
         return entry_state(step, params, self.run.works_in, self.host.state)
 
-    async def _settle(self, step: Step, ctx: StepContext, record: StepRecord, outcome: Outcome) -> None:
+    async def _settle(
+        self, step: Step, ctx: StepContext, record: StepRecord, outcome: Outcome, resumed: bool
+    ) -> None:
         if isinstance(outcome, Advance):
             await self._advanced(step, ctx, record, outcome)
         elif isinstance(outcome, Retry):
             await self._retried(step, record, outcome)
         elif isinstance(outcome, Rewind):
-            await self._rewound(step, ctx, record, outcome)
+            await self._rewound(step, ctx, record, outcome, resumed)
         else:
             assert isinstance(outcome, Fail)
             await self._failed(step, ctx, record, outcome)
@@ -339,7 +341,9 @@ class Drive:
         while (left := end - self._clock.steady()) > 0 and not self.engine.parking:
             await self.engine.pause(self.host.id, left)
 
-    async def _rewound(self, step: Step, ctx: StepContext, record: StepRecord, outcome: Rewind) -> None:
+    async def _rewound(
+        self, step: Step, ctx: StepContext, record: StepRecord, outcome: Rewind, resumed: bool
+    ) -> None:
         """Back to the nearest earlier step that gives what was lost; bounded, then it is a finding."""
         back = None
         for i in range(self.place.step - 1, -1, -1):
@@ -347,7 +351,8 @@ class Drive:
             if outcome.to in earlier.evidence_of(decode_params(earlier, self.run.steps[i].params))[1]:
                 back = i
                 break
-        rewinds = int(ctx.data.get("rewinds", 0)) + 1
+        # A crash of ours is no fault of the host: it does not use up what the host may cost.
+        rewinds = int(ctx.data.get("rewinds", 0)) + (not resumed)
         if back is None or rewinds > MAX_REWINDS:
             finding = Finding(
                 code="FLT-2006", message=outcome.text, remedy=f"fleetctl host release {self.host.name}: it boots again"
@@ -440,7 +445,7 @@ class Drive:
     async def _open_bmc(self) -> Bmc:
         """One session for the whole run of this host; dropped after a Temporary error."""
         if self._bmc is None:
-            self._bmc = await self.engine.wires.credentials.open(self.host, timeout=30.0)
+            self._bmc = await self.engine.wires.credentials.open(self.host, timeout=self.engine.wires.bmc_patience)
         return self._bmc
 
     async def _drop_bmc(self) -> None:

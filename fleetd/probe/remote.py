@@ -17,9 +17,8 @@ _DIGEST = re.compile(r"[0-9a-f]{64}")
 _PATH = r"(?P<path>(?P<place>/run/fleetd|\.fleetd)/(?P<name>[a-z][a-z0-9-]{0,31})-(?P<digest>[0-9a-f]{64})\.pyz)"
 _TEST = re.compile(rf"test -f {_PATH}")
 _PUSH = re.compile(
-    rf"umask 077; mkdir -p (?P<made>/run/fleetd|\.fleetd) && cat >(?P<first>\S{{1,200}}) && "
-    rf'echo "(?P<sum>[0-9a-f]{{64}})  (?P<second>\S{{1,200}})" \| sha256sum -c >/dev/null && '
-    rf"mv (?P<third>\S{{1,200}}) {_PATH}"
+    rf"umask 077; mkdir -p \S{{1,20}} && cat >\S{{1,200}}\.(?P<mark>[0-9a-f]{{16}}) && "
+    rf'echo "\S{{64}}  \S{{1,200}}" \| sha256sum -c >/dev/null && mv \S{{1,200}} {_PATH} \|\| .{{1,250}}'
 )
 _RUN = re.compile(rf"exec python3 -I {_PATH}(?P<arguments>( .*)?)", re.DOTALL)
 
@@ -54,7 +53,7 @@ def push(place: str, name: str, digest: str, mark: str) -> str:
     part = f"{final}.{mark}"
     return (
         f"umask 077; mkdir -p {place} && cat >{part} && "
-        f'echo "{digest}  {part}" | sha256sum -c >/dev/null && mv {part} {final}'
+        f'echo "{digest}  {part}" | sha256sum -c >/dev/null && mv {part} {final} || {{ rm -f {part}; false; }}'
     )
 
 
@@ -70,11 +69,8 @@ def parse(command: str) -> Command | None:
     if found := _TEST.fullmatch(command):
         return Command("test", found["place"], found["name"], found["digest"])
     if found := _PUSH.fullmatch(command):
-        mark = found["first"].rpartition(".")[2]
-        try:
-            same = push(found["place"], found["name"], found["digest"], mark) == command
-        except ValueError:
-            return None
+        # the expression is loose on purpose: what counts is that `push` would have built exactly this
+        same = push(found["place"], found["name"], found["digest"], found["mark"]) == command
         return Command("push", found["place"], found["name"], found["digest"]) if same else None
     if found := _RUN.fullmatch(command):
         try:

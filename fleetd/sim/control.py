@@ -97,6 +97,9 @@ class Control:
         before = os.umask(0o177)
         try:
             self._server = await asyncio.start_unix_server(self._serve, self._path, limit=MAX_LINE)
+        except OSError as error:  # too long a path (107 bytes), no such folder, no permission
+            remedy = "work in a folder with a shorter path, or name another `control`"
+            raise Conflict(f"the control socket {self._path} cannot be made", why=str(error), remedy=remedy) from error
         finally:
             os.umask(before)
 

@@ -278,7 +278,7 @@ def site_file_text(plan: DemoPlan, faults: Sequence[FaultSpec]) -> str:
     lines = [
         f"# The demo of seed {plan.seed}. fleetd is given inventory/ and never sees this file.",
         f"seed: {plan.seed}",
-        "depth: fast",
+        f"depth: {'full' if plan.size == 'demo' else 'fast'}",
         "inventory: inventory",
         f"boot_url: {plan.boot_url}",
         f"ports: {{redfish: {ports.redfish}, ipmi: {ports.ipmi}, ssh: {ports.ssh}}}",
@@ -286,6 +286,7 @@ def site_file_text(plan: DemoPlan, faults: Sequence[FaultSpec]) -> str:
         *(f"  {name}: {{username: {login.username}, password: {login.password}}}" for name, login in FACTORY.items()),
         "timings: {power: 0.05, post: 0.2, boot: 0.2, wipe: 0.1, image: 0.2}  # seconds",
         "record: record.jsonl",
+        "control: control.sock  # break, repair and mark hosts while it runs: fleetd/sim/control.py",
         "faults:",
     ]
     for spec in faults:

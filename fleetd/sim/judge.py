@@ -88,7 +88,7 @@ def judge(
     problems += _good(plan, seen, by_host, frozenset(leased))
     problems += _faulty(plan, seen, by_host)
     for name, entries in by_host.items():
-        problems += _destruction(name, entries)
+        problems += destruction(name, entries)
     problems += _bad_rack(plan, seen, by_host, ran=bad_rack_run)
     return problems
 
@@ -164,7 +164,7 @@ def _faulty(plan: DemoPlan, seen: Mapping[str, Seen], by_host: Mapping[str, Sequ
     return problems
 
 
-def _destruction(name: str, entries: Sequence[Entry]) -> list[str]:
+def destruction(name: str, entries: Sequence[Entry]) -> list[str]:
     """No destructive act twice on one intent, none without an intent, none while a tenant has the host."""
     problems = []
     begun: Counter[tuple[str, str, str]] = Counter()

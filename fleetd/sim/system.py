@@ -44,12 +44,14 @@ class Workshop:
 
     Args:
         folder: the simulator's own; everything below it may be replaced.
-        processes: how many may run at once.
+        processes: how many probes may run at once; they need a processor.
+        works: how many wipes and image writes may run at once; they mostly wait for their drives.
     """
 
-    def __init__(self, folder: Path, processes: int = 3) -> None:
+    def __init__(self, folder: Path, processes: int = 3, works: int = 64) -> None:
         self.folder = folder
         self.gate = asyncio.Semaphore(processes)
+        self.works = asyncio.Semaphore(works)
 
     def keep(self, digest: str, data: bytes) -> None:
         """Store a program. Raises OSError."""
@@ -161,7 +163,7 @@ class System:
         if len(self._works) == 1:  # nobody else works on the drives now
             self._folder.lay_out(self._marker())
         try:
-            async with self._workshop.gate if command == "status" else contextlib.nullcontext():
+            async with self._workshop.gate if command == "status" else self._workshop.works:
                 program = [str(self._workshop.program(digest)), *arguments, "--root", str(self._folder.root)]
                 return await self._process(["-I", "-S", *program], stdin, self._hearing(tell))
         finally:

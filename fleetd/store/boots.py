@@ -33,7 +33,11 @@ _SAVE: Final = Statement(
 )
 _SELECT: Final = select(boots.c.id, boots.c.doc, boots.c.private_key, boots.c.closed, boots.c.version)
 _GET: Final = Statement(_SELECT.where(boots.c.id == bindparam("of_id")))
-_BY_TOKEN: Final = Statement(_SELECT.where(boots.c.token_hash == bindparam("hash")))
+_BY_TOKEN: Final = Statement(
+    _SELECT.where(boots.c.token_hash == bindparam("hash"))
+    .order_by(text("boots.closed IS NOT NULL"), boots.c.id.desc())  # ids sort by birth
+    .limit(literal_column("1"))
+)
 _OPEN: Final = Statement(_SELECT.where(boots.c.host == bindparam("of_host"), text("boots.closed IS NULL")))
 _ARMED: Final = Statement(
     _SELECT.select_from(boots.join(hosts, hosts.c.id == boots.c.host)).where(

@@ -84,6 +84,7 @@ def is_sqlite_busy(error: sqlite3.Error) -> bool:
     return (getattr(error, "sqlite_errorname", "") or "").startswith("SQLITE_BUSY")
 
 
+DRIVER: Final = (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError, ValueError, OverflowError)
 _INDEXES: Final[dict[str, str]] = {
     str(index.name): ", ".join(f"{table.name}.{column.name}" for column in index.columns)
     for table in metadata.tables.values()

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import asyncpg
 
-from fleetd.kit.errors import FleetError
 from fleetd.kit.tasks import Workers, deadline
 from fleetd.store import failures
+from fleetd.store.pipeline import AgainError, Answers, Run, Writer, one_by_one, pipeline
 from fleetd.store.schema import Migration, migration
 from fleetd.store.statement import Op, Params, Result, Row, Statement
 
@@ -30,13 +30,7 @@ CHANNEL: Final = "fleetd_events"
 LOCK: Final = 0x666C656574  # "fleet"
 
 _BEGIN: Final = f"BEGIN; SELECT pg_advisory_xact_lock({LOCK})"
-if TYPE_CHECKING:
-    _Connection = asyncpg.Connection[asyncpg.Record]
 _Unit = tuple[Sequence[Op], "asyncio.Future[Result]"]
-
-
-class _AgainError(Exception):
-    """A unit failed after it changed something: the transaction is repeated with a savepoint a unit."""
 
 
 class PostgresEngine:
@@ -48,10 +42,12 @@ class PostgresEngine:
         self._url = url
         self._loop = asyncio.get_running_loop()
         self._waiting: list[_Unit] = []
-        self._writer: _Connection | None = None
+        self._writer: Writer | None = None
         self._pool: asyncpg.Pool[asyncpg.Record] | None = None
         self._workers: Workers[str] = Workers(self._write, self._ignored, width=1)
         self._closed = False
+        self._idle = asyncio.Event()
+        self._idle.set()
         self.on_events: Callable[[int], None] = _ignore
 
     @classmethod
@@ -76,13 +72,13 @@ class PostgresEngine:
                 ),
                 CONNECT,
             )
-        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError, ValueError) as error:
-            await engine._drop_writer()
+        except failures.DRIVER as error:
+            engine._drop_writer()
             raise failures.from_postgres(error) from error
         await engine._workers.__aenter__()
         return engine
 
-    async def _connect(self) -> _Connection:
+    async def _connect(self) -> Writer:
         connection = await asyncpg.connect(
             self._url,
             timeout=CONNECT,
@@ -104,18 +100,14 @@ class PostgresEngine:
         if text.isdecimal():
             self.on_events(int(text))
 
-    async def _drop_writer(self) -> None:
+    def _drop_writer(self) -> None:
         writer, self._writer = self._writer, None
         if writer is not None:
             # Not close(): that would talk to a server that may be deaf. The server undoes what was open.
             writer.terminate()
 
-    def _ignored(self, _key: str, error: Exception) -> None:
-        """The worker answers every unit itself; what it still raises belongs to those left waiting."""
-        units, self._waiting = self._waiting, []
-        for _, future in units:
-            if not future.done():
-                future.set_exception(failures.from_postgres(error))
+    def _ignored(self, _key: str, _error: Exception) -> None:
+        """Nothing is left to do: `_write` answered every unit before it raised."""
 
     # Writing -----------------------------------------------------------------------------------------------------
 
@@ -126,6 +118,7 @@ class PostgresEngine:
             future.set_exception(failures.closed())
             return future
         self._waiting.append((ops, future))
+        self._idle.clear()
         self._workers.wake("writer")
         return future
 
@@ -135,37 +128,30 @@ class PostgresEngine:
             units = [unit for unit in taken if not unit[1].done()]
             try:
                 await self._transact(units)
-            except asyncio.CancelledError:
-                await self._drop_writer()
-                self._fail([*units, *self._waiting], failures.closed)
-                self._waiting = []
-                raise
-            except Exception as error:
+            except failures.DRIVER as error:
                 if failures.is_lost(error) or self._writer is None or self._writer.is_closed():
-                    await self._drop_writer()
-                lost = error
-                self._fail(units, lambda: failures.from_postgres(lost))
-
-    @staticmethod
-    def _fail(units: Sequence[_Unit], error: Callable[[], FleetError]) -> None:
-        for _, future in units:
-            if not future.done():
-                future.set_exception(error())
+                    self._drop_writer()
+                _fail(units, error)
+            except BaseException as error:
+                # Cancelled, or a fault of ours: nobody may wait for ever, and the connection is in an unknown state.
+                self._drop_writer()
+                _fail(units + self._waiting, error)
+                self._waiting = []
+                self._idle.set()
+                raise
+        self._idle.set()
 
     async def _transact(self, units: Sequence[_Unit]) -> None:
-        """All units in one transaction; hopefully first, then, if one of them failed late, each in a savepoint."""
+        """All units in one transaction: pipelined first; if one of them failed late, again, each in a savepoint."""
         async with asyncio.timeout(BATCH):
             if self._writer is None or self._writer.is_closed():
                 self._writer = await self._connect()
-            writer = self._writer
             try:
-                answers = await self._attempt(writer, [ops for ops, _ in units], careful=False)
-            except _AgainError:
-                answers = await self._attempt(writer, [ops for ops, _ in units], careful=True)
-        last = 0
+                answers = await self._attempt(self._writer, [ops for ops, _ in units], pipeline)
+            except AgainError:
+                answers = await self._attempt(self._writer, [ops for ops, _ in units], one_by_one)
+        last = _last(answers)
         for (_, future), answer in zip(units, answers, strict=True):
-            if isinstance(answer, Result):
-                last = max(last, answer.seq)
             if future.done():
                 continue
             if isinstance(answer, Result):
@@ -175,76 +161,17 @@ class PostgresEngine:
         if last:
             self.on_events(last)
 
-    async def _attempt(
-        self, writer: _Connection, units: Sequence[Sequence[Op]], *, careful: bool
-    ) -> list[Result | FleetError]:
-        answers: list[Result | FleetError] = []
-        await writer.execute(_BEGIN)
+    async def _attempt(self, writer: Writer, units: Sequence[Sequence[Op]], run: Run) -> Answers:
         try:
-            for ops in units:
-                answers.append(await (self._careful(writer, ops) if careful else self._unit(writer, ops)))
-            last = max((answer.seq for answer in answers if isinstance(answer, Result)), default=0)
-            if last:
+            await writer.execute(_BEGIN)
+            answers = await run(writer, units)
+            if last := _last(answers):
                 await writer.execute(f"NOTIFY {CHANNEL}, '{last}'")
             await writer.execute("COMMIT")
         except BaseException:
-            if not writer.is_closed() and writer.is_in_transaction():
-                await _undo(writer)
+            await _undo(writer)
             raise
         return answers
-
-    async def _careful(self, writer: _Connection, ops: Sequence[Op]) -> Result | FleetError:
-        await writer.execute("SAVEPOINT unit")
-        try:
-            answer = await self._unit(writer, ops, careful=True)
-        except (asyncpg.PostgresError, OverflowError, ValueError, FleetError) as error:
-            if failures.is_lost(error):
-                raise
-            await writer.execute("ROLLBACK TO unit")
-            return failures.from_postgres(error)
-        await writer.execute("RELEASE unit")
-        return answer
-
-    async def _unit(self, writer: _Connection, ops: Sequence[Op], *, careful: bool = False) -> Result | FleetError:
-        seq = 0
-        rows: list[Row] = []
-        for index, op in enumerate(ops):
-            statement, params, expect, _, proof, _ = op
-            sql = statement.postgres
-            try:
-                if statement.returns or statement.sequenced:
-                    found = await writer.fetch(sql.sql, *sql.args(params))
-                    changed = len(found)
-                    if statement.returns:
-                        rows = found  # type: ignore[assignment]
-                    if statement.sequenced:
-                        seq = found[0][0]
-                else:
-                    changed = await _change(writer, statement, params)
-                    if changed == 0 and statement.otherwise is not None:
-                        changed = await _change(writer, statement.otherwise, params)
-            except (asyncpg.PostgresError, asyncpg.InterfaceError, OverflowError, ValueError) as error:
-                if failures.is_lost(error) and not isinstance(error, asyncpg.exceptions.DataError):
-                    raise
-                if not careful:
-                    raise _AgainError from error
-                raise failures.from_postgres(error, op) from error
-            if expect is None or changed == expect:
-                continue
-            # The first op found nothing: nothing was changed, there is nothing to undo.
-            if not careful and (index or changed):
-                raise _AgainError
-            if proof is not None and op.stale is not None:
-                look = proof.postgres
-                if not await writer.fetch(look.sql, *look.args(params)):
-                    error_: FleetError = op.stale()
-                    if careful:
-                        raise error_
-                    return error_
-            if careful:
-                raise failures.missed(op)
-            return failures.missed(op)
-        return Result(seq, rows)
 
     # Reading -----------------------------------------------------------------------------------------------------
 
@@ -255,7 +182,7 @@ class PostgresEngine:
         sql = statement.postgres
         try:
             return await self._pool.fetch(sql.sql, *sql.args(params))  # type: ignore[return-value]
-        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError, ValueError) as error:
+        except failures.DRIVER as error:
             raise failures.from_postgres(error) from error
 
     # The rest ----------------------------------------------------------------------------------------------------
@@ -266,7 +193,7 @@ class PostgresEngine:
             raise failures.closed()
         try:
             return await _revision(self._pool)
-        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
+        except failures.DRIVER as error:
             raise failures.from_postgres(error) from error
 
     async def migrate(self) -> Migration:
@@ -282,7 +209,7 @@ class PostgresEngine:
                     await connection.execute("COMMIT")
                 finally:
                     await connection.close(timeout=CONNECT)
-        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as error:
+        except failures.DRIVER as error:
             raise failures.from_postgres(error) from error
         return done
 
@@ -291,25 +218,31 @@ class PostgresEngine:
         if self._closed:
             return
         self._closed = True
-        left = [future for _, future in self._waiting]
+        await self._idle.wait()  # bounded: each transaction has its deadline
         await self._workers.drain(BATCH)
-        self._fail(self._waiting, failures.closed)
-        del left
         await self._workers.__aexit__(None, None, None)
-        await self._drop_writer()
+        self._drop_writer()
         if self._pool is not None:
             self._pool.terminate()
 
 
-async def _change(writer: _Connection, statement: Statement, params: Params) -> int:
-    sql = statement.postgres
-    return int((await writer.execute(sql.sql, *sql.args(params))).rpartition(" ")[2])
+def _last(answers: Answers) -> int:
+    return max((answer.seq for answer in answers if isinstance(answer, Result)), default=0)
 
 
-async def _undo(writer: _Connection) -> None:
+def _fail(units: Sequence[_Unit], error: BaseException) -> None:
+    for _, future in units:
+        if not future.done():
+            cancelled = isinstance(error, asyncio.CancelledError)
+            future.set_exception(failures.closed() if cancelled else failures.from_postgres(error))
+
+
+async def _undo(writer: Writer) -> None:
+    if writer.is_closed() or not writer.is_in_transaction():
+        return
     try:
         await writer.execute("ROLLBACK")
-    except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError):
+    except failures.DRIVER:
         writer.terminate()
 
 

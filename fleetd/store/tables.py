@@ -268,7 +268,9 @@ boots = Table(
     Column("version", BigInteger, nullable=False),
     _one_of("environment", ("deploy", "disk")),
 )
-Index("uq_boots_token_hash", boots.c.token_hash, unique=True)
+# A written disk keeps its token: it comes back with it boot after boot, but in one open boot at a time.
+_partial("uq_boots_token_hash", boots.c.token_hash, where=OPEN)
+Index("ix_boots_token_hash", boots.c.token_hash)
 _partial("uq_boots_open", boots.c.host, where=OPEN)
 Index("ix_boots_host", boots.c.host)
 

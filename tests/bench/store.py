@@ -1,29 +1,24 @@
 """What the ledger costs: CPU of a transition (guarded host write under a claim, and an event), and a claim of 1,000 hosts.
 
-Run: `python tests/bench/store.py [seconds]`; prints only. PostgreSQL is measured when its server programs are here.
+Run: `python -m tests.bench store`; prints only. PostgreSQL is measured when its server programs are here.
 """
 
 from __future__ import annotations
 
 import asyncio
 import resource
-import sys
 import tempfile
 import time
-from pathlib import Path
 
 import msgspec
-
-sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1] / "store")]
-
-from postgres_server import PostgresServer, find_postgres
-from samples import a_host, a_lease
 
 from fleetd.model.boot import Claim
 from fleetd.model.event import Event
 from fleetd.model.host import Host, State
 from fleetd.store import claims, events, hosts, leases
 from fleetd.store.database import Database, open_database
+from tests.store.postgres_server import PostgresServer, find_postgres
+from tests.store.samples import a_host, a_lease
 
 IN_FLIGHT = 1000
 TARGET_US = 25.0
@@ -70,7 +65,7 @@ async def transitions(db: Database, seconds: float) -> None:
     print(f"{db.dialect:10}  lease of {len(fleet)} hosts in one transaction: {took:.3f} s (target 1; ratio {took:.2f})")
 
 
-async def main(seconds: float) -> None:
+async def measure(seconds: float) -> None:
     with tempfile.TemporaryDirectory() as folder:
         async with await open_database(f"sqlite:///{folder}/ledger.db") as db:
             await db.migrate()
@@ -84,5 +79,9 @@ async def main(seconds: float) -> None:
             await transitions(db, seconds)
 
 
+def main() -> None:
+    asyncio.run(measure(4.0))
+
+
 if __name__ == "__main__":
-    asyncio.run(main(float(sys.argv[1]) if len(sys.argv) > 1 else 4.0))
+    main()

@@ -115,3 +115,5 @@ async def test_a_leftover_is_replaced_and_a_live_one_respected(tmp_path: Path) -
     path.write_text("a file")
     with pytest.raises(Conflict, match="no socket"):
         await Control(path, Bench()).start()
+    with pytest.raises(Conflict, match="cannot be made"):
+        await Control(tmp_path / ("x" * 120), Bench()).start()

@@ -57,7 +57,11 @@ async def test_from_bare_metal_to_a_report_from_its_own_disk(depth, tmp_path):
         report = read_report(data)
         assert report.boot_id.v == host.running.boot_id
         assert len(report.nvml.gpus) == 8
-        done = [e.what for e in host.record.of(host.name) if e.what in ("wipe.begin", "wipe.done", "image.write", "boot.disk")]
+        done = [
+            e.what
+            for e in host.record.of(host.name)
+            if e.what in ("wipe.begin", "wipe.done", "image.write", "boot.disk")
+        ]
         assert done == ["wipe.begin", "wipe.done", "image.write", "boot.disk"]
         assert {e.data["intent"] for e in host.record.of(host.name, "wipe.")} == {"wipe-1"}
         assert len(list(host.record.of(host.name, "wipe.drive"))) == 8
@@ -77,8 +81,8 @@ async def test_the_same_intent_acts_once(depth, tmp_path):
         assert status == first
         assert (await r.host_command(shell, "status", {"intent": "never"}))["state"] == "unknown"
         assert len(list(host.record.of(host.name, "wipe.begin"))) == 1
+        order, _ = image_order(r, host, "intent-1")
         with pytest.raises(Refused, match="intent-reused"):
-            order, _ = image_order(r, host, "intent-1")
             await r.host_command(shell, "write-image", order)
 
 
@@ -138,12 +142,13 @@ async def test_work_goes_on_when_its_starter_is_gone_and_its_report_waits():
         target = await r.deploy(host)
         shell = await r.shell(target)
         with pytest.raises(DeadlineExceeded):
-            await shell.run(zipapp("host"), ("wipe",), stdin=msgspec.json.encode(r.order(host)), timeout=0.05, max_output=1)
+            await shell.run(
+                zipapp("host"), ("wipe",), stdin=msgspec.json.encode(r.order(host)), timeout=0.05, max_output=1
+            )
         await shell.drop()
         shell = await r.shell(target)
-        async with asyncio.timeout(5):
-            while (status := await r.host_command(shell, "status", {"intent": "intent-1"}))["state"] == "running":
-                await asyncio.sleep(0.01)
+        await host.record.until("wipe.done")
+        status = await r.host_command(shell, "status", {"intent": "intent-1"})
         assert status["state"] == "done"
         assert status["ok"]
         assert len(list(host.record.of(host.name, "wipe.begin"))) == 1

@@ -45,7 +45,19 @@ class PostgresServer:
     def __enter__(self) -> PostgresServer:
         data = self._folder / "data"
         subprocess.run(
-            [self._programs / "initdb", "-D", data, "-U", "fleetd", "-A", "trust", "-E", "UTF8", "--locale=C.UTF-8", "-N"],
+            [
+                self._programs / "initdb",
+                "-D",
+                data,
+                "-U",
+                "fleetd",
+                "-A",
+                "trust",
+                "-E",
+                "UTF8",
+                "--locale=C.UTF-8",
+                "-N",
+            ],
             check=True,
             capture_output=True,
             cwd=self._folder,
@@ -83,6 +95,11 @@ class PostgresServer:
     def database(self, name: str) -> str:
         """The URL of a new, empty database."""
         self.run(f'CREATE DATABASE "{name}"', "postgres")
+        return self.url(name)
+
+    def copy(self, template: str, name: str) -> str:
+        """The URL of a copy of a database nobody is connected to."""
+        self.run(f'CREATE DATABASE "{name}" TEMPLATE "{template}"', "postgres")
         return self.url(name)
 
     def url(self, name: str) -> str:

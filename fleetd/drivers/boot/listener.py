@@ -14,7 +14,7 @@ import msgspec
 from aiohttp import web
 
 from fleetd.drivers.boot.capabilities import BootDesk, BootScript, Hello
-from fleetd.kit.errors import Conflict, DeadlineExceeded, Denied, FleetError, Invalid, NotFound
+from fleetd.kit.errors import Busy, Conflict, DeadlineExceeded, Denied, FleetError, Invalid, NotFound
 from fleetd.kit.logs import get
 
 MAX_BODY = 64 * 1024
@@ -114,7 +114,16 @@ class BootListener:
 
     async def start(self) -> None:
         """Listen. Raises Conflict when the address cannot be had."""
-        app = web.Application(client_max_size=MAX_BODY, middlewares=[_guard])
+
+        @web.middleware
+        async def bound(request: web.Request, handler: Handler) -> web.StreamResponse:
+            """Who comes when too many are connected is sent away."""
+            server = self._runner.server if self._runner is not None else None
+            if server is not None and len(server.connections) > MAX_CONNECTIONS:
+                return _problem(503, Busy.code, Busy.title, close=True)
+            return await handler(request)
+
+        app = web.Application(client_max_size=MAX_BODY, middlewares=[_guard, bound])
         app.router.add_get("/boot/{mac}.ipxe", self._script)
         app.router.add_get("/deploy/authorized_keys", self._authorized_keys)
         app.router.add_post("/deploy/hello", self._hello)
@@ -174,9 +183,6 @@ def _secret(text: str) -> web.Response:
 @web.middleware
 async def _guard(request: web.Request, handler: Handler) -> web.StreamResponse:
     """A deadline for every request, and errors as a code and a title."""
-    runner = request.protocol._manager
-    if runner is not None and len(runner.connections) > MAX_CONNECTIONS:
-        return _problem(503, "FLT-1002", "busy", close=True)
     try:
         async with asyncio.timeout(DESK_SECONDS):
             return await handler(request)

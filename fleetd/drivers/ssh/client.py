@@ -72,7 +72,6 @@ class SshShells:
     def _forget(self, shell: SshShell) -> None:
         if self._kept.get(shell.target.host) is shell:
             del self._kept[shell.target.host]
-            self._locks.pop(shell.target.host, None)
 
     async def close(self) -> None:
         """Drop all kept connections."""

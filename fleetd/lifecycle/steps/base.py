@@ -37,6 +37,7 @@ class Wires(msgspec.Struct, frozen=True, kw_only=True):
     proofs: ProofDesk
     baselines: dict[str, Baseline]  # by SKU
     domain_patience: float = 300.0  # seconds to wait for the other trays of an NVLink domain
+    bmc_patience: float = 30.0  # seconds a BMC has for a login or a question
 
 
 class StepContext:

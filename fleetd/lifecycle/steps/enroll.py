@@ -31,18 +31,18 @@ class Enroll(Step):
         return f"log in to the BMC at {host.spec.bmc.address}, compare its serial with {host.spec.serial}, give it a password of its own"
 
     async def do(self, ctx: StepContext) -> Outcome:
-        host, wires = ctx.host, ctx.wires
+        host, wires, patience = ctx.host, ctx.wires, ctx.wires.bmc_patience
         pinned = host.status.observed.tls_pin
         # The factory password counts only here; which address we ask stands in the target.
         target = wires.credentials.target(host, wires.credentials.factory(host), pin="")
-        pin = await wires.bmcs.read_pin(target, timeout=15.0)
+        pin = await wires.bmcs.read_pin(target, timeout=patience)
         if pinned and pin != pinned:
             raise PinMismatch(
                 f"the BMC of {host.name} shows another TLS certificate", why=f"pinned {pinned[:12]}…, shown {pin[:12]}…"
             )
-        bmc = await wires.credentials.open(host, timeout=30.0, pin=pin, enrolling=True)
+        bmc = await wires.credentials.open(host, timeout=patience, pin=pin, enrolling=True)
         try:
-            info = await bmc.system(timeout=30.0)
+            info = await bmc.system(timeout=patience)
             if wrong := self._wrong(host, info):
                 return wrong
             ctx.observed = Observed(
@@ -69,9 +69,9 @@ class Enroll(Step):
         )
 
     async def _own_password(self, ctx: StepContext, bmc: Bmc, pin: str) -> None:
-        credentials, host = ctx.wires.credentials, ctx.host
+        credentials, host, patience = ctx.wires.credentials, ctx.host, ctx.wires.bmc_patience
         username = await credentials.username(host)
-        await credentials.rotate(host, bmc, username=username, timeout=30.0, pin=pin)
+        await credentials.rotate(host, bmc, username=username, timeout=patience, pin=pin)
 
     @staticmethod
     def _wrong(host: Host, info: SystemInfo) -> Outcome | None:
@@ -104,10 +104,10 @@ class Rekey(Step):
         return f"give the BMC at {host.spec.bmc.address} a new password"
 
     async def do(self, ctx: StepContext) -> Outcome:
-        host, credentials = ctx.host, ctx.wires.credentials
-        bmc = await credentials.open(host, timeout=30.0)
+        host, credentials, patience = ctx.host, ctx.wires.credentials, ctx.wires.bmc_patience
+        bmc = await credentials.open(host, timeout=patience)
         try:
-            info = await bmc.system(timeout=30.0)
+            info = await bmc.system(timeout=patience)
             seen = host.status.observed
             if (info.serial, info.uuid) != (seen.serial, seen.uuid):
                 return fail(
@@ -116,7 +116,7 @@ class Rekey(Step):
                     remedy="look at the host: was its board or chassis swapped? `fleetctl host maintenance`, then bring it up again",
                     action=Action.FIX_INVENTORY,
                 )
-            await credentials.rotate(host, bmc, username=await credentials.username(host), timeout=30.0)
+            await credentials.rotate(host, bmc, username=await credentials.username(host), timeout=patience)
         finally:
             await bmc.close()
         ctx.observed = msgspec.structs.replace(seen, bios_version=info.bios_version, bmc_version=info.bmc_version)

@@ -58,12 +58,6 @@ class WriteImage(OnDeploy):
         }
 
     async def judge(self, ctx: StepContext, report: HostReport) -> Outcome:
-        if report.refused is not None:
-            return fail(
-                f"image.{report.refused.code}",
-                f"the host refused the image: {report.refused.reason}",
-                remedy="read the reason; identity refusals mean the wrong host or drive answered",
-            )
         if not report.ok:
             reasons = "; ".join(d.reason for d in report.drives if d.reason) or "the read-back digest differs"
             return fail(

@@ -29,13 +29,8 @@ class DriveReport(msgspec.Struct, frozen=True, kw_only=True):
     reason: str = ""
 
 
-class HostRefusal(msgspec.Struct, frozen=True, kw_only=True):
-    code: str
-    reason: str
-
-
 class HostReport(msgspec.Struct, frozen=True, kw_only=True):
-    """What the host-side command answers. `state`: done, running, unknown (that intent never began there)."""
+    """What the host-side command answers when it was not refused (the shell raises Refused then). `state`: done, running, unknown (that intent never began there)."""
 
     intent: str = ""
     ok: bool = False
@@ -43,7 +38,6 @@ class HostReport(msgspec.Struct, frozen=True, kw_only=True):
     drives: list[DriveReport] = []
     image: str = ""
     digest: str = ""
-    refused: HostRefusal | None = None
 
 
 def read_host_report(data: bytes) -> HostReport:

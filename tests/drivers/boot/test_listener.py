@@ -78,7 +78,9 @@ async def test_the_whole_conversation():
         assert (said.mac, said.ssh_port, source) == (MAC, 2222, "127.0.0.1")
 
 
-@pytest.mark.parametrize("header", [None, "", "Bearer", "Bearer short", f"Basic {TOKEN}", f"Bearer {TOKEN}", f"Bearer {TOKEN}'"])
+@pytest.mark.parametrize(
+    "header", [None, "", "Bearer", "Bearer short", f"Basic {TOKEN}", f"Bearer {TOKEN}", f"Bearer {TOKEN}'"]
+)
 async def test_without_a_valid_token_nothing_is_told(header):
     headers = {} if header is None else {"Authorization": header}
     async with listening() as (_, session):
@@ -118,7 +120,9 @@ async def test_a_hello_with_a_bad_field_is_refused(wrong):
         assert desk.hellos.empty()
 
 
-@pytest.mark.parametrize("path", ["/", "/boot/", "/boot/x.ipxe", "/boot/..%2f..%2fetc.ipxe", "/boot/04:3f:72:aa:00:01", "/deploy"])
+@pytest.mark.parametrize(
+    "path", ["/", "/boot/", "/boot/x.ipxe", "/boot/..%2f..%2fetc.ipxe", "/boot/04:3f:72:aa:00:01", "/deploy"]
+)
 async def test_other_paths_are_not_there(path):
     async with listening() as (_, session):
         assert (await session.get(path)).status == 404
@@ -194,6 +198,12 @@ async def test_headers_that_never_end_are_cut(monkeypatch):
         async with asyncio.timeout(8):
             await reader.read()
         writer.close()
+
+
+async def test_past_the_bound_of_connections_callers_are_sent_away(monkeypatch):
+    monkeypatch.setattr("fleetd.drivers.boot.listener.MAX_CONNECTIONS", 0)
+    async with listening() as (_, session):
+        assert (await session.get(f"/boot/{MAC}.ipxe")).status == 503
 
 
 async def test_a_taken_port_is_a_conflict():

@@ -140,8 +140,8 @@ async def test_a_silent_port_ends_in_a_deadline():
     server = await asyncio.start_server(hold, "127.0.0.1", 0)
     async with rig() as r:
         target = await r.deploy(r.add(sim_host()))
+        port = server.sockets[0].getsockname()[1]
         with pytest.raises((DeadlineExceeded, Unreachable)):
-            port = server.sockets[0].getsockname()[1]
             await r.shells.connect(msgspec.structs.replace(target, port=port), timeout=0.1)
     gone.set()
     server.close()
@@ -177,9 +177,7 @@ async def test_a_bad_option_tells_exit_code_and_what_was_said():
     async with rig() as r:
         shell = await r.shell(await r.deploy(r.add(sim_host())))
         with pytest.raises(Permanent) as caught:
-            await shell.run(
-                msgspec.structs.replace(zipapp("host"), name="other"), (), timeout=5, max_output=100
-            )
+            await shell.run(msgspec.structs.replace(zipapp("host"), name="other"), (), timeout=5, max_output=100)
         assert "exit code 2" in caught.value.what
         assert "no such program" in caught.value.why
 
@@ -226,9 +224,7 @@ async def test_arguments_with_every_kind_of_letter_arrive_as_given():
     async with rig() as r:
         shell = await r.shell(await r.deploy(r.add(sim_host())))
         odd = "a'b\"c $(id); `x` \\ | > & * \t é"
-        data = await shell.run(
-            zipapp("report"), ("--nonce", odd, "--host", "h"), timeout=10, max_output=MAX_REPORT
-        )
+        data = await shell.run(zipapp("report"), ("--nonce", odd, "--host", "h"), timeout=10, max_output=MAX_REPORT)
         assert read_report(data).nonce == odd
         with pytest.raises(Invalid):
             await shell.run(zipapp("report"), ("a\0b",), timeout=10, max_output=10)

@@ -249,7 +249,15 @@ def upgrade() -> None:
         sqlite_where=sa.text("closed IS NULL"),
         postgresql_where=sa.text("closed IS NULL"),
     )
-    op.create_index("uq_boots_token_hash", "boots", ["token_hash"], unique=True)
+    op.create_index(
+        "uq_boots_token_hash",
+        "boots",
+        ["token_hash"],
+        unique=True,
+        sqlite_where=sa.text("closed IS NULL"),
+        postgresql_where=sa.text("closed IS NULL"),
+    )
+    op.create_index("ix_boots_token_hash", "boots", ["token_hash"])
     op.create_table(
         "certificates",
         sa.Column("id", sa.Text(), nullable=False),

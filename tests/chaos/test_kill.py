@@ -1,0 +1,104 @@
+"""SIGKILL at every step boundary of a bring-up, a lease and a reclaim: nothing leased unproven, leased twice, or wiped twice."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from fleetd.sim.judge import destruction
+from fleetd.sim.site import SimSite
+from fleetd.sim.sitefile import load_site
+from tests.chaos.harness import Daemons
+from tests.world import H100, KEY, Plan, write_world
+
+pytestmark = pytest.mark.slow
+
+
+def lease(count: int = 1) -> dict[str, object]:
+    ends = (datetime.now(UTC) + timedelta(hours=2)).isoformat().replace("+00:00", "Z")
+    return {"tenant": "acme", "sku": H100, "count": count, "ends_at": ends, "ssh_keys": [KEY]}
+
+
+def over(items):
+    return bool(items["items"]) and all(run["state"] != "running" for run in items["items"])
+
+
+async def whole_life(daemons: Daemons, sim: SimSite, boundary: int, hosts: int) -> list[dict]:
+    """Bring up, lease, hand over, release, reclaim; the daemon dies at `boundary` step commits each time."""
+    await daemons.start(0)
+    await daemons.apply()
+    await daemons.stop_quietly()
+    await daemons.start(boundary)
+    await daemons.once("/v1/runs", {"playbook": "rack-bringup", "hosts": "all"}, lambda a: a["items"], "/v1/runs", boundary)
+    await daemons.until("/v1/runs", over, boundary=boundary)
+    await daemons.until("/v1/hosts", all_are("available"), boundary=boundary)
+    await daemons.once("/v1/leases", lease(hosts), lambda a: a["items"], "/v1/leases", boundary)
+    held = await daemons.until("/v1/leases", lambda a: a["items"][0]["state"] == "active", boundary=boundary)
+    for host in sim.hosts.values():
+        sim.mark(host.name, "tenant.begin", lease=held["items"][0]["id"])
+    lease_id = held["items"][0]["id"]
+    for host in sim.hosts.values():
+        sim.mark(host.name, "tenant.end")
+    await daemons.once(
+        f"/v1/leases/{lease_id}/release", {}, lambda a: a["state"] != "active", f"/v1/leases/{lease_id}", boundary
+    )
+    await daemons.until(f"/v1/leases/{lease_id}", lambda a: a["state"] == "ended", boundary=boundary)
+    found = await daemons.until("/v1/hosts", all_are("available"), boundary=boundary)
+    return found["items"]
+
+
+def all_are(state: str):
+    def good(answer):
+        out = {h["name"]: h["reasons"] for h in answer["items"] if h["state"] == "quarantined"}
+        assert not out, out
+        return all(h["state"] == state and h["leaseable"] for h in answer["items"])
+
+    return good
+
+
+def judge(sim: SimSite) -> list[str]:
+    """What the simulator's own log says went wrong."""
+    problems = []
+    for name in sim.hosts:
+        entries = list(sim.record.of(name))
+        problems += destruction(name, entries)
+        images = [e for e in entries if e.what == "image.write"]
+        wipes = [e for e in entries if e.what == "wipe.done"]
+        if len(wipes) < 2:
+            problems.append(f"{name} was wiped {len(wipes)} times; bring-up and reclaim wipe once each")
+        if len(images) < 3:
+            problems.append(f"{name} saw {len(images)} images; bring-up, hand-over and reclaim write one each")
+        twice = {i: n for i, n in Counter(e.data["intent"] for e in images).items() if n > 1}
+        if twice:
+            problems.append(f"{name}: images written twice on one intent: {twice}")
+    return problems
+
+
+async def test_killed_at_every_step_boundary(tmp_path):
+    write_world(tmp_path, [Plan()])
+    async with SimSite(load_site(tmp_path / "site.yaml")) as sim:
+        daemons = Daemons(tmp_path)
+        try:
+            await whole_life(daemons, sim, 1, 1)
+        finally:
+            await daemons.kill()
+        # 9 steps of bring-up, 5 of hand-over, 9 of reclaim, a beginning and an end each
+        assert daemons.deaths >= 2 * (9 + 5 + 9) - 2
+        assert judge(sim) == []
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+async def test_killed_now_and_then_with_several_hosts(tmp_path, seed):
+    boundary = random.Random(seed).randrange(5, 14)
+    write_world(tmp_path, [Plan(count=4)])
+    async with SimSite(load_site(tmp_path / "site.yaml")) as sim:
+        daemons = Daemons(tmp_path)
+        try:
+            await whole_life(daemons, sim, boundary, 4)
+        finally:
+            await daemons.kill()
+        assert daemons.deaths >= 3
+        assert judge(sim) == []
