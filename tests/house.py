@@ -108,7 +108,9 @@ class House:
                 self.fleet = fleet = Fleet(db, SystemClock(), open_bmc=self._open_bmc)
                 for name, (role, tenant) in ROLES.items():
                     text = self.tokens[name] = new_token()
-                    token = Token(id=f"token-{name}", name=name, role=role, hash=token_hash(text), created=1.0, tenant=tenant)
+                    token = Token(
+                        id=f"token-{name}", name=name, role=role, hash=token_hash(text), created=1.0, tenant=tenant
+                    )
                     with contextlib.suppress(Conflict):  # it lived before, on the same ledger
                         await db.commit([access.insert_token(token)])
                 await fill(self)
@@ -168,7 +170,7 @@ def house(
     fill: Callable[[House], Awaitable[None]] = two_racks,
     *,
     heartbeat: float = 0.05,
-    policy: SocketPolicy = SocketPolicy(),  # noqa: B008 -- frozen
+    policy: SocketPolicy = SocketPolicy(),
 ) -> Iterator[House]:
     """Serve it in a thread until the test is done."""
     made = House(folder, heartbeat, policy)

@@ -18,7 +18,6 @@ from fleetd.daemon.wiring import House, build_house
 from fleetd.model.access import Principal, Role
 from fleetd.model.host import Host
 from fleetd.model.run import Run, RunState
-from fleetd.sim.demo_inventory import Ports
 from fleetd.sim.site import SimSite
 from fleetd.sim.sitefile import load_site
 

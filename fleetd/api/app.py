@@ -73,7 +73,7 @@ class _Counted:
             await self._app(scope, receive, send)
             return
         counter = scope["litestar_app"].state.requests
-        route = min(scope["route_handler"].paths, default="")
+        route = min(scope["route_handler"].paths, default="").replace(":str}", "}")
 
         async def counting(message: Message) -> None:
             if message["type"] == "http.response.start":

@@ -15,7 +15,7 @@ from fleetd.kit import logs
 from fleetd.kit.errors import Denied, FleetError, Invalid, NotFound, Refused, Temporary
 from fleetd.model.resource import Problem
 
-PAGE = "https://fleetd.dev/errors/"
+TYPE = "urn:fleetd:error:"  # explained in docs/reference/errors.md
 MEDIA_TYPE = "application/problem+json"
 _log = logs.get("api")
 
@@ -37,9 +37,9 @@ def unauthenticated(what: str, *, why: str = "") -> HttpProblem:
 
 
 def problem(error: FleetError, instance: str = "", status: int | None = None) -> Problem:
-    """The problem document of an error. `type` ends in the code, so that a browser lands on its explanation."""
+    """The problem document of an error. `type` ends in the code, which docs/reference/errors.md explains."""
     return Problem(
-        type=f"{PAGE}{error.code}",
+        type=f"{TYPE}{error.code}",
         title=error.title,
         status=status or error.status,
         detail=f"{error.what}: {error.why}" if error.why else error.what,

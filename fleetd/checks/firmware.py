@@ -18,7 +18,7 @@ from fleetd.model.sku import Sku
     source="firmware/baselines/<sku>.yaml; SMBIOS for the BIOS, the BMC for itself",
     why="two hosts of one lease with different firmware do not behave alike, and a lessee may have changed it",
     action=Action.REFLASH,
-    remedy="bring the firmware to the baseline: `fleetctl firmware apply HOST`, then retest",
+    remedy="bring the firmware to the baseline with the vendor's tool, then retest",
 )
 def baseline(judge: Judge, facts: Report, profile: Sku, context: Context) -> None:
     allowed = context.baseline

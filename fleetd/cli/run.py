@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -11,6 +11,9 @@ from fleetd.cli.context import Hand, output_option, pass_hand, say
 from fleetd.cli.exits import Done, Exit
 from fleetd.cli.output import Column, age, emit, emit_one
 from fleetd.cli.ranges import expression, hosts_argument
+
+if TYPE_CHECKING:
+    from fleetd.model.resource import RunPlanHost
 
 COLUMNS: list[Column[Any]] = [
     Column("ID", lambda r: r.id),
@@ -85,18 +88,21 @@ def launch(hand: Hand, playbook: str, hosts: str, *, detach: bool, dry_run: bool
 
 
 def show_plan(hand: Hand, playbook: str, hosts: str) -> None:
-    """A dry run, hosts with the same steps folded into one block."""
+    """A dry run, hosts with the same steps folded into one block; with -o wide only those with the very same words."""
     plan = hand.fleet.dry_run(playbook, hosts)
     if hand.format in ("json", "yaml", "name"):
         emit(hand, plan.raw, plan.value.hosts, [], lambda h: h.name)
         return
-    blocks: dict[tuple[str, ...], list[str]] = {}
+    blocks: dict[tuple[str, ...], list[RunPlanHost]] = {}
     for planned in plan.value.hosts:
-        blocks.setdefault(tuple(planned.steps), []).append(planned.name)
-    for steps, names in blocks.items():
+        alike = planned.steps if hand.format == "wide" else [step.partition(":")[0] for step in planned.steps]
+        blocks.setdefault(tuple(alike), []).append(planned)
+    for members in blocks.values():
+        names = [member.name for member in members]
         click.echo(f"{len(names)} hosts: {' '.join(names)}" if len(names) > 1 else names[0])
-        for step in steps:
-            click.echo(f"  {step}")
+        for texts in zip(*(member.steps for member in members), strict=True):
+            others = sum(text != texts[0] for text in texts)
+            click.echo(f"  {texts[0]}" + (f" ({names[0]}; {others} others alike)" if others else ""))
     for skipped in plan.value.skipped:
         click.echo(f"{skipped.name}: left out: {skipped.why}")
     say("dry run: nothing was changed")

@@ -214,7 +214,11 @@ def run(
     began = time.monotonic()
     with _folder(folder, keep) as place:
         plan = build_demo(
-            place, seed, size="small" if size == "small" else "demo", ports=free_ports(), boot_url=f"http://127.0.0.1:{free_port()}"
+            place,
+            seed,
+            size="small" if size == "small" else "demo",
+            ports=free_ports(),
+            boot_url=f"http://127.0.0.1:{free_port()}",
         )
         demo = Demo(place, plan, out)
         try:

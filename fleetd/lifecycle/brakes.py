@@ -34,8 +34,9 @@ CLOCK_LAST = "clock.last"
 CLOCK_SUSPENDED = "clock.suspended"
 EXPIRY = "lease-expiry"
 MAX_REASON = 500
+STORE_EVERY = 30.0  # seconds between writes of the time that was believed last
 
-_SCOPE = re.compile(r"^(all|(site|rack):[a-z0-9][a-z0-9.-]{0,62})$")
+_SCOPE = re.compile(r"^(all|(site|rack):[a-z0-9][a-z0-9.-]{0,62})\Z")
 
 
 class _Note(msgspec.Struct, frozen=True, kw_only=True):
@@ -161,7 +162,7 @@ class BrakeDesk:
         if standing is not None:
             return standing
         now = self._clock.wall()
-        remedy = f"look at what happened, then lift the hold `{name}`"
+        remedy = f"look at what happened, then `fleetctl lift {name}`"
         await self._db.commit(
             [
                 access.set_setting(HOLD + name, _note(reason, "fleetd", now)),
@@ -177,7 +178,7 @@ class BrakeDesk:
         """A person looked: go on, and do not hold the same again for `permit` seconds. Raises NotFound."""
         standing = await self.held(name)
         if standing is None:
-            raise NotFound(f"there is no hold `{name[:80]}`", remedy="holds stand in `fleetctl doctor`")
+            raise NotFound(f"there is no hold `{name[:80]}`", remedy="those that stand: `fleetctl brakes`")
         now = self._clock.wall()
         await self._db.commit(
             [
@@ -281,7 +282,7 @@ def _read_times(stored: str | None) -> dict[str, float]:
 class ClockBrake:
     """Suspends expiries while the wall clock contradicts the steady one, the last stored time, or the kernel's word.
 
-    `tick` is called regularly (every 30 s or so). Within a process the wall must move as the steady clock does: at
+    `tick` is called regularly (every second or so; it writes every 30 s). Within a process the wall must move as the steady clock does: at
     most `back` seconds behind, at most `forward` ahead. Across a restart only a step back is certain (the daemon may
     have been down for days). While suspended `clock.last` is not written: a wrong time must not become the truth to compare with.
 
@@ -307,6 +308,7 @@ class ClockBrake:
         self._floor_only = False  # the anchor is a stored time: only "earlier than that" means anything
         self._inherited = False  # suspended by an earlier process, and nothing tells how long ago that was
         self._agrees_since: float | None = None  # steady
+        self._stored: float | None = None  # steady
         self._why: str | None = "the clock was not looked at yet"
 
     @property
@@ -345,7 +347,9 @@ class ClockBrake:
                 await self._suspend(finding, wall)
             self._why = finding
         elif self._why is None:
-            await self._db.commit([access.set_setting(CLOCK_LAST, repr(wall))])
+            if self._stored is None or not 0 <= steady - self._stored < STORE_EVERY:
+                await self._db.commit([access.set_setting(CLOCK_LAST, repr(wall))])
+                self._stored = steady
         else:
             await self._agree(wall, steady)
         return self._why

@@ -40,7 +40,7 @@ def load_or_create_key(path: Path) -> Ed25519PrivateKey:
         Refused: others may read the file. Invalid: it is not an Ed25519 PEM key.
     """
     try:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError:
         return _load(path)
     except OSError as error:

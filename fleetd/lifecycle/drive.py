@@ -254,9 +254,7 @@ class Drive:
         params = decode_params(step, self.run.steps[self.place.step].params)
         return entry_state(step, params, self.run.works_in, self.host.state)
 
-    async def _settle(
-        self, step: Step, ctx: StepContext, record: StepRecord, outcome: Outcome, resumed: bool
-    ) -> None:
+    async def _settle(self, step: Step, ctx: StepContext, record: StepRecord, outcome: Outcome, resumed: bool) -> None:
         if isinstance(outcome, Advance):
             await self._advanced(step, ctx, record, outcome)
         elif isinstance(outcome, Retry):
@@ -285,11 +283,20 @@ class Drive:
         if leaves is not None:
             transitions.require(self.host.state, leaves, host=self.host.name)
             ops.append(self._event("host.state", state=leaves))
+        # Maintenance asked for while a tenant had it takes effect here, before anybody can claim it again.
+        kept_out = leaves is State.AVAILABLE and self.host.status.pending_maintenance is not None
+        if kept_out:
+            ops.append(self._event("host.state", state=State.MAINTENANCE))
 
         def change(host: Host) -> Host:
             host = self._with_results(host, ctx, step, outcome)
             if leaves is not None:
                 host = self._moved(host, leaves)
+            if kept_out:
+                status = msgspec.structs.replace(
+                    host.status, maintenance=host.status.pending_maintenance, pending_maintenance=None
+                )
+                host = self._moved(msgspec.structs.replace(host, status=status), State.MAINTENANCE)
             return host
 
         await self._write(change, ops)
@@ -341,9 +348,7 @@ class Drive:
         while (left := end - self._clock.steady()) > 0 and not self.engine.parking:
             await self.engine.pause(self.host.id, left)
 
-    async def _rewound(
-        self, step: Step, ctx: StepContext, record: StepRecord, outcome: Rewind, resumed: bool
-    ) -> None:
+    async def _rewound(self, step: Step, ctx: StepContext, record: StepRecord, outcome: Rewind, resumed: bool) -> None:
         """Back to the nearest earlier step that gives what was lost; bounded, then it is a finding."""
         back = None
         for i in range(self.place.step - 1, -1, -1):

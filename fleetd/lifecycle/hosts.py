@@ -7,9 +7,9 @@ gets nothing but the power verbs its tenant may have, and every change of state 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
-from typing import Any, NamedTuple, TypeVar
+from typing import Any
 
 import msgspec
 
@@ -17,11 +17,12 @@ from fleetd.drivers.bmc.capabilities import Bmc
 from fleetd.kit.clock import Clock, rfc3339
 from fleetd.kit.errors import Ambiguous, Conflict, Invalid, NotFound, Refused
 from fleetd.lifecycle import transitions
+from fleetd.lifecycle.blockers import Blocker, blockers, label
 from fleetd.lifecycle.brakes import BrakeDesk, bounded_reason
 from fleetd.model.access import Principal
 from fleetd.model.check import Action, Finding
 from fleetd.model.event import Event
-from fleetd.model.host import Classification, Host, HostStatus, Maintenance, State
+from fleetd.model.host import Host, HostStatus, Maintenance, State
 from fleetd.model.hostrange import compile_range
 from fleetd.model.lease import LeaseState
 from fleetd.model.power import BootDevice, PowerState, PowerVerb
@@ -32,7 +33,6 @@ from fleetd.store import leases as lease_rows
 from fleetd.store import runs as run_rows
 from fleetd.store.database import Database, Op
 
-T = TypeVar("T")
 OpenBmc = Callable[[Host], AbstractAsyncContextManager[Bmc]]
 StartResume = Callable[[Host, Principal], Awaitable[Run]]
 
@@ -53,14 +53,6 @@ class CapacityRow(msgspec.Struct, frozen=True, kw_only=True):
     by_state: dict[str, int]
     reasons: dict[str, int]
     free_at: float | None = None
-
-
-class Blocker(NamedTuple):
-    """One reason why a host is not leaseable: `kind` and `detail` to count by, `text` to read."""
-
-    kind: str
-    detail: str
-    text: str
 
 
 def host_event(kind: str, host: Host, at: float, who: str, **data: Any) -> Event:
@@ -157,35 +149,7 @@ class HostDesk:
 
     def blockers(self, host: Host, now: float) -> list[Blocker]:
         """All that keeps this host from being leased, weightiest first; empty exactly when it is leaseable."""
-        found: list[Blocker] = []
-        if host.state is not State.AVAILABLE:
-            found.append(_state_blocker(host))
-        if host.lease is not None and host.state is not State.LEASED:
-            found.append(Blocker("leased", "", f"still bound to lease {host.lease}"))
-        if host.run is not None:
-            found.append(Blocker("in a run", "", f"run {host.run} has it"))
-        if host.certificate is None or host.certificate_expires is None:
-            found.append(Blocker("no certificate", "", "no certificate: nothing proves it now"))
-        elif host.certificate_expires <= now:
-            found.append(
-                Blocker("certificate expired", "", f"its certificate expired at {rfc3339(host.certificate_expires)}")
-            )
-        if host.tenant_data == "possible":
-            found.append(Blocker("tenant data", "", "a tenant's data may still be on its disks"))
-        found += [
-            Blocker("alert", alert.id, f"alert {alert.id}: {alert.message}")
-            for alert in host.status.alerts
-            if Classification.PREVENTS_LEASE in alert.classifications
-        ]
-        pending = host.status.pending_maintenance
-        if pending is not None:
-            found.append(
-                Blocker("pending maintenance", "", f"maintenance is pending: {pending.reason} ({pending.owner})")
-            )
-        frozen = self._brakes.seen(host)
-        if frozen is not None:
-            found.append(Blocker("frozen", "", frozen))
-        return found
+        return blockers(host, now, self._brakes.seen(host))
 
     def reasons(self, host: Host, now: float) -> list[str]:
         """Why this host is not leaseable; [] = leaseable. Freezes are those of the desk's last read."""
@@ -440,8 +404,8 @@ class HostDesk:
         if host.tenant_data == "possible" and host.state is not State.MAINTENANCE:
             raise Refused(
                 f"the disks of {host.name} may still hold a tenant's data",
-                remedy=f"wipe it (`fleetctl run start decommission {host.name}`), or take it to maintenance, destroy"
-                " its drives, and retire it then",
+                remedy=f"let its wipe go on (`fleetctl host release {host.name}`), or take it to maintenance, destroy its"
+                " drives, and retire it then",
             )
 
         def change(now_host: Host, now: float) -> tuple[Host, list[Op]]:
@@ -533,36 +497,6 @@ def to_maintenance(host: Host, asked: Maintenance, now: float) -> tuple[Host, li
 
 def _free_for(host: Host, target: State) -> bool:
     return host.lease is None and host.run is None and transitions.legal(host.state, target)
-
-
-def _state_blocker(host: Host) -> Blocker:
-    detail, text = "", f"it is {host.state}: {transitions.TABLE[host.state].means}"
-    if host.state is State.QUARANTINED and host.status.findings:
-        finding = host.status.findings[0]
-        detail, text = finding.code, f"quarantined: {finding.code}: {finding.message}"
-    elif host.state is State.MAINTENANCE and host.status.maintenance is not None:
-        asked = host.status.maintenance
-        text = f"in maintenance: {asked.reason} ({asked.owner}, until {rfc3339(asked.until)})"
-    elif host.state is State.LEASED and host.lease is not None:
-        text = f"leased: {host.lease}"
-    return Blocker(str(host.state), detail, text)
-
-
-def label(blocker: Blocker) -> str:
-    """How a blocker is counted: `quarantined: gpu.count`."""
-    return f"{blocker.kind}: {blocker.detail}" if blocker.detail else blocker.kind
-
-
-def tally(blockers: Iterable[Blocker]) -> str:
-    """`3 quarantined (gpu.count 1, nvlink.links 2), 4 leased`: the first blockers of many hosts, for a person."""
-    kinds: dict[str, Counter[str]] = {}
-    for blocker in blockers:
-        kinds.setdefault(blocker.kind, Counter())[blocker.detail] += 1
-    parts = []
-    for kind, details in sorted(kinds.items(), key=lambda item: (-item[1].total(), item[0])):
-        named = ", ".join(f"{detail} {count}" for detail, count in sorted(details.items()) if detail)
-        parts.append(f"{details.total()} {kind}" + (f" ({named})" if named else ""))
-    return ", ".join(parts)
 
 
 def _timed(value: Any, *times: str) -> dict[str, Any] | None:

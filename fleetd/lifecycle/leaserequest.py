@@ -90,5 +90,7 @@ def check_request(request: LeaseRequest, now: float, known_image: Callable[[str]
         if "\0" in request.user_data:
             raise Invalid("user_data holds a NUL", where="user_data")
     if request.image is not None and not known_image(request.image):
-        raise Invalid(f"image `{request.image[:80]}` is not known", where="image", remedy="`fleetctl image list`")
+        raise Invalid(
+            f"image `{request.image[:80]}` is not known", where="image", remedy="leave it out for the SKU's image"
+        )
     return end

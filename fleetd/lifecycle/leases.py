@@ -18,8 +18,9 @@ from fleetd.kit.ids import new_id
 from fleetd.kit.logs import get
 from fleetd.kit.retry import backoff
 from fleetd.kit.tasks import gather_bounded
+from fleetd.lifecycle.blockers import Blocker
 from fleetd.lifecycle.brakes import BrakeDesk, ClockBrake, MassBrake
-from fleetd.lifecycle.hosts import Blocker, HostDesk, host_event, moved
+from fleetd.lifecycle.hosts import HostDesk, host_event, moved
 from fleetd.lifecycle.leaserequest import check_request, checked_end
 from fleetd.lifecycle.placement import choose, refusal
 from fleetd.model.access import Principal, Role
@@ -103,6 +104,7 @@ class LeaseDesk:
         self._claiming = asyncio.Lock()
         self._left: dict[str, set[str]] = {}  # lease -> hosts not handed over yet; only saves reads
         self._looked = 0.0
+        self._settled = False
 
     # --- what tenants and operators call --------------------------------------------------------------------------
 
@@ -250,13 +252,12 @@ class LeaseDesk:
     # --- what the engine calls ------------------------------------------------------------------------------------
 
     async def follow(self, run: Run, place: RunHost) -> None:
-        """A host left a run: when the run belongs to a lease, bring the lease as far as it can go."""
-        if run.lease is None:
-            return
-        if run.playbook == HANDOVER:
+        """A host left a run: bring the run's lease as far as it can go; pending maintenance of the host takes effect."""
+        if run.lease is not None and run.playbook == HANDOVER:
             await self.handed_over(run.lease, place.host)
-        else:
+        elif run.lease is not None:
             await self._advance(await rows.get(self._db, run.lease), self._clock.wall())
+        await self._hosts.settle_maintenance(place.host)
 
     async def handed_over(self, lease_id: str, host_id: str) -> None:
         """The hand-over of one host ended, well or not."""
@@ -277,6 +278,8 @@ class LeaseDesk:
 
     async def look(self, now: float) -> None:
         """Remind, expire what is due, bring every lease between two states further. Never raises for one lease."""
+        if not self._settled:
+            await self._settle_all()
         live = await rows.every(self._db, live=True)
         if self._clock_brake.suspended is None:
             await self._remind(live, now)
@@ -296,7 +299,10 @@ class LeaseDesk:
     async def keep_dark(self) -> None:
         """Forever: hosts of ended leases that wait for their wipe are powered off, again if need be. Run as a task."""
         while True:
-            await self.darken()
+            try:
+                await self.darken()
+            except FleetError as error:
+                log.warning("lease.dark", why=str(error))  # the ledger did not answer: the next round asks again
             await self._clock.sleep(DARK_EVERY)
 
     async def darken(self) -> int:
@@ -315,6 +321,13 @@ class LeaseDesk:
             if isinstance(result, Exception):
                 log.warning("lease.power-off", host=host.name, why=str(result))
         return len(lit)
+
+    async def _settle_all(self) -> None:
+        """Once after a start: maintenance whose moment passed while nobody looked takes effect now."""
+        for host in await host_rows.every(self._db):
+            if host.status.pending_maintenance is not None:
+                await self._hosts.settle_maintenance(host.id)
+        self._settled = True
 
     # --- what time brings -----------------------------------------------------------------------------------------
 
@@ -488,6 +501,9 @@ class LeaseDesk:
             await self._save(lease, "lease.ended", SYSTEM.name, now, beside=ops, state=state, ended=now)
         elif ops:
             await self._db.commit(ops)
+        for host in clean:
+            if host.status.pending_maintenance is not None:
+                await self._hosts.settle_maintenance(host.id)
 
     # --- small things ---------------------------------------------------------------------------------------------
 

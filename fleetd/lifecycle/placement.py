@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 
 from fleetd.kit.clock import rfc3339
 from fleetd.kit.errors import Conflict
-from fleetd.lifecycle.hosts import Blocker, tally
+from fleetd.lifecycle.blockers import Blocker, tally
 from fleetd.model.host import Host
 from fleetd.model.lease import LeaseRequest, Placement
 

@@ -139,10 +139,11 @@ class IpmiResponder:
     def _reply(self, station: _Station, got: rmcp.Datagram) -> bytes | None:
         if got.kind == rmcp.SEALED:
             return self._sealed(station, got)
-        if got.kind == rmcp.PLAIN:
+        if got.kind in (rmcp.PLAIN, rmcp.PLAIN_V2):
             asked = rmcp.message(got.payload)
             code, data = answer(station.controller, asked, None)
-            return rmcp.plain(rmcp.response(asked, code, data))
+            reply = rmcp.response(asked, code, data)
+            return rmcp.plain(reply) if got.kind == rmcp.PLAIN else rmcp.setup(rmcp.IPMI_MESSAGE, reply)
         if got.kind == rmcp.PING:
             return rmcp.pong(got.payload[0])
         if got.payload_type == rmcp.OPEN_REQUEST:

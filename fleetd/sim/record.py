@@ -15,7 +15,9 @@ class Entry(msgspec.Struct, frozen=True, kw_only=True):
     n: int
     at: float
     host: str  # name
-    what: str  # "power.off", "boot.deploy", "wipe.begin", "wipe.done", "image.write", "account.password", "fault.fired" …
+    what: (
+        str  # "power.off", "boot.deploy", "wipe.begin", "wipe.done", "image.write", "account.password", "fault.fired" …
+    )
     data: dict[str, Any] = {}
 
 
@@ -48,8 +50,5 @@ class Record:
 
 def read_record(path: Path) -> list[Entry]:
     """Entries of a log file; a line cut short by a kill is left out."""
-    entries = []
-    for line in path.read_bytes().splitlines(keepends=True):
-        if line.endswith(b"\n"):
-            entries.append(msgspec.json.decode(line, type=Entry))
-    return entries
+    whole = (line for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n"))
+    return [msgspec.json.decode(line, type=Entry) for line in whole]

@@ -29,13 +29,16 @@ _RESTORE: Final = "stop fleetd and restore the ledger from its backup"
 
 def missed(op: Op) -> FleetError:
     """A guarded write found another number of rows than it named."""
-    return op.conflict() if op.conflict is not None else Conflict("the row changed since it was read")
+    if op.conflict is not None:
+        return op.conflict()
+    return Conflict("a row was not written", why="it changed since it was read")
 
 
 def _taken(op: Op | None, columns: str) -> FleetError:
-    error = op.conflict() if op is not None and op.conflict is not None else Conflict("a row of this kind exists")
-    if not error.why:
-        error.why = f"already taken: {columns}"
+    error = op.conflict() if op is not None and op.conflict is not None else None
+    if not isinstance(error, Conflict):  # a NotFound, say, is what a missed guard means, not this
+        error = Conflict("a row was not written")
+    error.why = f"already taken: {columns}"
     return error
 
 

@@ -159,7 +159,11 @@ def save(host: Host, *, claim: Claim | None = None) -> Op:
     params["read"] = host.version
 
     def changed() -> Conflict:
-        return Conflict(f"host {host.spec.name} changed since it was read", remedy="read it again and repeat")
+        return Conflict(
+            f"host {host.spec.name} was not written",
+            why="it changed since it was read",
+            remedy="read it again and repeat",
+        )
 
     if claim is None:
         return Op(_SAVE if params["retired"] else _MOVE, params, 1, changed)

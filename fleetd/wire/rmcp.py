@@ -29,7 +29,7 @@ _SETUP: Final = frozenset(range(0x10, 0x16))
 _SETUP_REPLY: Final = frozenset((OPEN_RESPONSE, RAKP2, RAKP4))
 
 # What `peek` and `read` call a datagram
-PING, PLAIN, SETUP, SEALED, OTHER = range(5)
+PING, PLAIN, PLAIN_V2, SETUP, SEALED, OTHER = range(6)
 
 
 class Message(NamedTuple):
@@ -118,7 +118,9 @@ class Rakp4(NamedTuple):
 
 
 def peek(data: bytes) -> tuple[int, bytes, int]:
-    """Where a datagram that reached the console belongs: (kind, session id, tag or rqSeq). OTHER is dropped.
+    """Where a datagram that reached the console belongs: (kind, session id, number). OTHER is dropped.
+
+    The number of PLAIN is the rqSeq, that of SETUP the payload type times 256 plus the message tag.
 
     The hot path of the driver: one call a datagram, nothing is copied but the session id.
     """
@@ -130,7 +132,7 @@ def peek(data: bytes) -> tuple[int, bytes, int]:
         if what == 0xC0:  # encrypted and authenticated IPMI message; anything less inside a session is refused
             return SEALED, data[6:10], 0
         if what in _SETUP_REPLY and size >= 18:
-            return SETUP, b"", data[16]
+            return SETUP, b"", what << 8 | data[16]
     elif data[4] == 0 and size >= 21:
         return PLAIN, b"", data[18] >> 2
     return OTHER, b"", 0
@@ -156,8 +158,10 @@ def read(data: bytes) -> Datagram:
     if data[4] != 6 or size < 16:
         raise Garbled(f"authentication type {data[4]:#x}", why="only none and RMCP+ are spoken here")
     what = data[5]
-    if what & 0xC0 == 0 and what in _SETUP:
+    if what in _SETUP:
         return Datagram(SETUP, setup_payload(data), what)
+    if what == IPMI_MESSAGE:  # outside any session, in the newer frame: ipmitool asks for cipher suites so
+        return Datagram(PLAIN_V2, setup_payload(data))
     if what == 0xC0:
         return Datagram(SEALED, data, IPMI_MESSAGE, data[6:10])
     raise Garbled(f"payload type {what:#x}", why="not encrypted and authenticated, or unknown")
@@ -179,7 +183,7 @@ def plain_payload(data: bytes) -> bytes:
 
 
 def setup(payload_type: int, payload: bytes) -> bytes:
-    """An Open Session or RAKP message: RMCP+ with session 0, sequence 0, neither encrypted nor authenticated."""
+    """RMCP+ with session 0, sequence 0, neither encrypted nor authenticated: Open Session, RAKP, or a PLAIN_V2."""
     return b"".join((_IPMI, b"\x06", bytes((payload_type,)), bytes(8), len(payload).to_bytes(2, "little"), payload))
 
 
@@ -268,8 +272,11 @@ def read_open_request(payload: bytes) -> OpenRequest:
 
 
 def open_response(asked: OpenRequest, status: int, bmc: bytes = bytes(4)) -> bytes:
-    """IPMI 13.18; an error carries no more than the console's session id."""
-    head = bytes((asked.tag, status, asked.privilege, 0)) + asked.console
+    """IPMI 13.18; an error carries no more than the console's session id.
+
+    A console that proposes privilege 0 asks for the highest and wants to read which (FreeIPMI insists).
+    """
+    head = bytes((asked.tag, status, asked.privilege or 4, 0)) + asked.console
     if status:
         return head
     return b"".join(

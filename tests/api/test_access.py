@@ -15,10 +15,24 @@ from fleetd.model.access import Role, Token
 from fleetd.store import access
 from tests.house import House, house
 
-READS = (
-    "hosts hosts/lou-a01-01 hosts/lou-a01-01/why runs playbooks sites racks skus checks freezes holds inventory health capacity"
-    " leases events/list"
-).split()
+READS = [
+    "hosts",
+    "hosts/lou-a01-01",
+    "hosts/lou-a01-01/why",
+    "runs",
+    "playbooks",
+    "sites",
+    "racks",
+    "skus",
+    "checks",
+    "freezes",
+    "holds",
+    "inventory",
+    "health",
+    "capacity",
+    "leases",
+    "events/list",
+]
 MUTATIONS = [
     ("POST", "/v1/hosts/lou-a01-01/power", {"verb": "off"}),
     ("POST", "/v1/hosts/lou-a01-01/boot", {"device": "disk"}),

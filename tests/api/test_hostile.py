@@ -29,12 +29,16 @@ def raw(daemon: House, data: bytes, *, chunks: int = 1) -> bytes:
         return received
 
 
-HEAD = b"POST /v1/hosts/lou-a01-01/identify HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Type: application/json\r\n"
+HEAD = (
+    b"POST /v1/hosts/lou-a01-01/identify HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Type: application/json\r\n"
+)
 
 
 def test_bodies_that_are_not_json(daemon: House) -> None:
     for body in (b"{", b"\xff\xfe", b"nonsense", b'{"on": tru'):
-        answer = daemon.call("POST", "/v1/hosts/lou-a01-01/identify", content=body, headers={"Content-Type": "application/json"})
+        answer = daemon.call(
+            "POST", "/v1/hosts/lou-a01-01/identify", content=body, headers={"Content-Type": "application/json"}
+        )
         assert answer.status_code in (400, 422), body
         assert answer.json()["where"] == "body"
         assert answer.headers["content-type"].startswith("application/problem+json")
@@ -98,7 +102,19 @@ def test_no_such_route_and_method(daemon: House) -> None:
 
 def test_problem_has_all_members(daemon: House) -> None:
     problem = daemon.get("/v1/hosts/nobody").json()
-    assert set(problem) == set("type title status detail what why code remedy retryable where instance".split())
+    assert set(problem) == {
+        "type",
+        "title",
+        "status",
+        "detail",
+        "what",
+        "why",
+        "code",
+        "remedy",
+        "retryable",
+        "where",
+        "instance",
+    }
     assert problem["type"].endswith(problem["code"])
     assert problem["status"] == 404
     assert problem["detail"].startswith(problem["what"])

@@ -6,10 +6,32 @@ from fleetd.kit.clock import parse_rfc3339
 from fleetd.model.host import Alert, Classification, State
 from tests.house import House, in_days
 
-FIELDS = (
-    "id name site rack position sku state state_since deadline waiting_for health power leaseable reasons certificate lease"
-    " labels version spec alerts findings run tenant_data maintenance"
-).split()
+FIELDS = [
+    "id",
+    "name",
+    "site",
+    "rack",
+    "position",
+    "sku",
+    "state",
+    "state_since",
+    "deadline",
+    "waiting_for",
+    "health",
+    "power",
+    "leaseable",
+    "reasons",
+    "certificate",
+    "lease",
+    "labels",
+    "version",
+    "spec",
+    "alerts",
+    "findings",
+    "run",
+    "tenant_data",
+    "maintenance",
+]
 
 
 def test_representation_is_flat_and_complete(daemon: House) -> None:
@@ -34,7 +56,12 @@ def test_not_leaseable_always_says_why(daemon: House) -> None:
 
 def test_alert_shows_and_prevents(daemon: House) -> None:
     alert = Alert(
-        id="wire", target="bmc", since=1.0, message="no answer", remedy="look", classifications=(Classification.PREVENTS_LEASE,)
+        id="wire",
+        target="bmc",
+        since=1.0,
+        message="no answer",
+        remedy="look",
+        classifications=(Classification.PREVENTS_LEASE,),
     )
     daemon.put("lou-a01-04", alerts=(alert,))
     try:

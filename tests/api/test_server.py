@@ -159,9 +159,7 @@ async def test_tls_listener(tmp_path: Path) -> None:
     certificate, private = tmp_path / "c.pem", tmp_path / "k.pem"
     certificate.write_bytes(made.public_bytes(serialization.Encoding.PEM))
     private.write_bytes(
-        key.private_bytes(
-            serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-        )
+        key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     )
 
     @get("/", sync_to_thread=False)

@@ -1,6 +1,8 @@
-"""The real daemon with one addition: it dies by SIGKILL right after a commit that holds a step's boundary.
+"""The real daemon with one addition: it dies by SIGKILL right after a commit that holds a step's boundary, and comes again.
 
-Run as a process: `python mortal_daemon.py CONFIG BOUNDARY`, where BOUNDARY counts commits with a `step.*` event from 1.
+Run as a process: `python mortal_daemon.py CONFIG BOUNDARY DEATHS`. BOUNDARY counts commits with a `step.*` event from 1 (0:
+it lives). Each life is a process of its own, forked from this one, which only imported the code: a fresh start without
+the second that imports cost. Each death adds a line to the file DEATHS. SIGTERM goes on to the living one.
 """
 
 import os
@@ -13,9 +15,8 @@ from fleetd.daemon import serve
 from fleetd.store.database import Database, Op
 
 
-def main() -> None:
+def live(config: Path, boundary: int) -> None:
     """Serve until the boundary, then die without a word."""
-    boundary = int(sys.argv[2])
     commit = Database.commit
     seen = 0
 
@@ -29,7 +30,30 @@ def main() -> None:
         return result
 
     Database.commit = mortal  # type: ignore[method-assign]
-    serve.run(Path(sys.argv[1]))
+    serve.run(config)
 
 
-main()
+def main() -> int:
+    """One life after the other until one ends by itself."""
+    config, boundary, deaths = Path(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
+    child = 0
+
+    def pass_on(number: int, _: object) -> None:
+        if child:
+            os.kill(child, number)
+
+    while True:
+        child = os.fork()
+        if child == 0:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            live(config, boundary)
+            return 0
+        signal.signal(signal.SIGTERM, pass_on)
+        _, status = os.waitpid(child, 0)
+        if not os.WIFSIGNALED(status) or os.WTERMSIG(status) != signal.SIGKILL:
+            return os.waitstatus_to_exitcode(status)
+        with deaths.open("a") as file:
+            file.write("died\n")
+
+
+sys.exit(main())

@@ -28,9 +28,9 @@ def hand(daemon: House | None, *words: str, role: str | None = None, stdin: str 
         where = ["--socket", str(daemon.socket)]
     elif daemon is not None and role is not None:
         where = ["--url", f"http://127.0.0.1:{daemon.port}", "--token-file", str(daemon.token_file(role))]
-    clean: dict[str, str | None] = {
-        name: None for name in ("FLEETD_SOCKET", "FLEETD_URL", "FLEETD_CONTEXT", "FLEETD_TOKEN_FILE", "FLEETD_CONTEXTS", "FLEETD_CA")
-    }
+    clean: dict[str, str | None] = dict.fromkeys(
+        ("FLEETD_SOCKET", "FLEETD_URL", "FLEETD_CONTEXT", "FLEETD_TOKEN_FILE", "FLEETD_CONTEXTS", "FLEETD_CA")
+    )
     got = CliRunner().invoke(fleetctl, [*where, *words], input=stdin, env=clean | env)
     if got.exception is not None and not isinstance(got.exception, SystemExit):
         raise got.exception

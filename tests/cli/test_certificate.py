@@ -55,7 +55,7 @@ def test_good_is_0(tmp_path: Path, trust: Path) -> None:
     file.write_bytes(proof.write_certificate(certificate()))
     said = hand(None, "certificate", "verify", str(file), "--trust", str(trust))
     assert said.code == 0, said
-    assert "verdict   good" in said.out
+    assert "verdict  good" in said.out
     assert hand(None, "certificate", "verify", str(file), "--trust", str(trust), "-o", "json").json["good"] is True
 
 

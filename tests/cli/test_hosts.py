@@ -16,7 +16,10 @@ def test_list_is_a_table_of_all_hosts(daemon: House) -> None:
     lines = said.out.splitlines()
     assert said.code == 0
     assert lines[0].split()[:5] == ["NAME", "RACK", "U", "SKU", "STATE"]
-    assert [line.split()[0] for line in lines[1:]] == [f"lou-a01-0{n}" for n in (1, 2, 3, 4)] + ["lou-a02-01", "lou-a02-02"]
+    assert [line.split()[0] for line in lines[1:]] == [f"lou-a01-0{n}" for n in (1, 2, 3, 4)] + [
+        "lou-a02-01",
+        "lou-a02-02",
+    ]
     assert "\x1b[" not in said.out
 
 
@@ -45,7 +48,12 @@ def test_range_that_names_nothing_is_5(daemon: House) -> None:
     assert said.out == ""
     assert said.err.startswith("error: ")
     assert "try: " in said.err
-    for words in (["host", "show", "nobody"], ["host", "why", "nobody"], ["rack", "show", "x"], ["rack", "bringup", "x"]):
+    for words in (
+        ["host", "show", "nobody"],
+        ["host", "why", "nobody"],
+        ["rack", "show", "x"],
+        ["rack", "bringup", "x"],
+    ):
         assert hand(daemon, *words).code == 5, words
 
 
@@ -134,7 +142,12 @@ def test_racks_and_catalogue(daemon: House) -> None:
     assert hand(daemon, "-o", "name", "rack", "list").out == "lou-a01\nlou-a02\n"
     shown = hand(daemon, "rack", "show", "lou-a02").out
     assert shown.index("lou-a02-02") < shown.index("lou-a02-01")  # from the top down
-    for noun, ref in (("site", "louisiana"), ("sku", "dell.xe9680-h100-8"), ("playbook", "validate"), ("check", "gpu.count")):
+    for noun, ref in (
+        ("site", "louisiana"),
+        ("sku", "dell.xe9680-h100-8"),
+        ("playbook", "validate"),
+        ("check", "gpu.count"),
+    ):
         assert ref in hand(daemon, noun, "list", "-o", "name").out.split()
         assert ref in hand(daemon, noun, "list").out
         assert hand(daemon, noun, "show", ref).code == 0

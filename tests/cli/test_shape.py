@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -57,7 +58,11 @@ def test_what_reads_prints_in_every_format() -> None:
 
 
 def test_what_destroys_asks() -> None:
-    asking = {path for path, command in commands(fleetctl) if {"yes", "dry_run", "no_input"} <= {p.name for p in command.params}}
+    asking = {
+        path
+        for path, command in commands(fleetctl)
+        if {"yes", "dry_run", "no_input"} <= {p.name for p in command.params}
+    }
     assert asking == {
         ("inventory", "apply"),
         ("host", "power"),
@@ -112,7 +117,9 @@ def test_no_daemon_is_told_with_a_remedy(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_reader_that_has_enough_is_no_error() -> None:
     script = f"{sys.executable} -m fleetd.cli.main --help | head -c 1"
-    done = subprocess.run(["bash", "-c", f"set -o pipefail; {script}"], capture_output=True, text=True, timeout=20, env=os.environ)
+    done = subprocess.run(
+        ["bash", "-c", f"set -o pipefail; {script}"], capture_output=True, text=True, timeout=20, env=os.environ
+    )
     assert "Traceback" not in done.stderr
 
 
@@ -121,3 +128,15 @@ def test_tables_align_and_hide_control_characters() -> None:
     assert text("evil\x1b[2Jname") == "evil?[2Jname"
     assert text(None) == "-"
     assert text(["a", 1]) == "a, 1"
+
+
+def test_every_command_we_tell_people_to_try_exists() -> None:
+    """Remedies name commands; one that does not exist is worse than none."""
+    known = {path for path, _ in commands(fleetctl)}
+    groups = {path for path, command in commands(fleetctl) if isinstance(command, click.Group)}
+    for file in sorted((REFERENCE.parents[1] / "fleetd").rglob("*.py")):
+        for line in file.read_text().splitlines():
+            for tried in re.findall(r"(?:`|try: |remedy=f?\"|\w: )fleetctl ((?:[a-z]+ ?){1,2})", line):
+                words = tuple(tried.split())
+                path = words if words[:1] in groups else words[:1]
+                assert path in known, f"{file.name}: fleetctl {tried}"

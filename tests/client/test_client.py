@@ -202,7 +202,10 @@ def test_follow_survives_a_cut_and_misses_nothing(tmp_path: Path) -> None:
         connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n")
         connection.sendall(b"id: %d\n\n" % start)
         for seq in (start + 1, start + 2):
-            body = b'{"seq":%d,"kind":"k","at":"x","site":"","host":null,"run":null,"lease":null,"principal":"","data":{}}' % seq
+            body = (
+                b'{"seq":%d,"kind":"k","at":"x","site":"","host":null,"run":null,"lease":null,"principal":"","data":{}}'
+                % seq
+            )
             connection.sendall(b"id: %d\nevent: k\ndata: %s\n\n" % (seq, body))
         connection.sendall(b"id: %d\nevent: k\nda" % (start + 9))  # cut in the middle of a message
 

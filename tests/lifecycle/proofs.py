@@ -25,7 +25,7 @@ def desk(fleet: Fleet) -> ProofDesk:
     return ProofDesk(fleet.db, fleet.clock, KEY, "louisiana")
 
 
-def report_of(host: Host, sku: Sku, **changes: object) -> Report:
+def report_of(host: Host, sku: Sku, /, **changes: object) -> Report:
     def part(kind: str, i: int) -> str:
         return f"{kind}-{hashlib.sha256(f'{host.id}/{kind}/{i}'.encode()).hexdigest()[:12]}"
 

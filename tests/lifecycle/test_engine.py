@@ -258,7 +258,8 @@ class TestPhoneHome:
             seen_host = msgspec.structs.replace(
                 host,
                 status=msgspec.structs.replace(
-                    host.status, observed=msgspec.structs.replace(host.status.observed, serial=host.spec.serial, uuid="u-1")
+                    host.status,
+                    observed=msgspec.structs.replace(host.status.observed, serial=host.spec.serial, uuid="u-1"),
                 ),
             )
             await w.services.db.commit([host_rows.save(seen_host)])
@@ -268,7 +269,12 @@ class TestPhoneHome:
             from fleetd.drivers.boot.capabilities import Hello
 
             hello = Hello(
-                environment="deploy", mac=host.spec.boot_mac, serial="OTHER", uuid="u-1", boot_id="b", host_key="ssh-ed25519 AAAA"
+                environment="deploy",
+                mac=host.spec.boot_mac,
+                serial="OTHER",
+                uuid="u-1",
+                boot_id="b",
+                host_key="ssh-ed25519 AAAA",
             )
             waiter = asyncio.ensure_future(boots.wait_hello(boot, 5))
             with pytest.raises(Denied):

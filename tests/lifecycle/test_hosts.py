@@ -11,7 +11,7 @@ import pytest
 
 from fleetd.drivers.bmc.capabilities import Bmc
 from fleetd.kit.errors import Ambiguous, Conflict, Invalid, NotFound, Refused, Unreachable
-from fleetd.lifecycle.hosts import Blocker, tally
+from fleetd.lifecycle.blockers import Blocker, tally
 from fleetd.model.check import Finding
 from fleetd.model.host import Host, State
 from fleetd.model.power import BootDevice, PowerState, PowerVerb
@@ -205,10 +205,19 @@ async def test_pending_maintenance_takes_effect_when_the_host_is_free(fleet: Fle
     assert (await fleet.hosts.settle_maintenance(host)).state is State.LEASED
     lease = await fleet.leases.release(lease.id, who=WHO)
     await fleet.reclaim(lease)
-    settled = await fleet.hosts.settle_maintenance(host)
+    settled = await host_rows.get(fleet.db, host)
     assert (settled.state, settled.status.pending_maintenance) == (State.MAINTENANCE, None)
     assert settled.status.maintenance is not None
     assert settled.status.maintenance.reason == "fan"
+
+
+async def test_maintenance_whose_moment_was_missed_takes_effect_at_the_next_start(fleet: Fleet) -> None:
+    run = await runs_on(fleet, f"{A01}-03")
+    await fleet.hosts.maintenance(f"{A01}-03", reason="fan", until=fleet.clock.wall() + 60, who=WHO)
+    (place,) = await run_rows.hosts(fleet.db, run.id)
+    await fleet.db.commit([run_rows.save_host(msgspec.structs.replace(place, state=RunHostState.PASSED))])
+    await Fleet(fleet.db, fleet.clock).leases.look(fleet.clock.wall())
+    assert (await fleet.named(f"{A01}-03")).state is State.MAINTENANCE
 
 
 async def test_retire_needs_clean_disks_or_a_person(fleet: Fleet) -> None:

@@ -36,7 +36,7 @@ def _book(steps, head=""):
         (["no-such-step"], "", "no step"),
         (["enroll: {speed: 9}"], "", "unknown field"),
         (["boot: {to: moon}"], "", "to"),
-        (['enroll', 'write-image: {image: "{{ secrets.key }}"}'], "", "there is no"),
+        (["enroll", 'write-image: {image: "{{ secrets.key }}"}'], "", "there is no"),
     ],
 )
 def test_illegal_sequences_are_refused_with_the_line(steps, head, message):
@@ -46,7 +46,9 @@ def test_illegal_sequences_are_refused_with_the_line(steps, head, message):
     assert caught.value.where.startswith("t.yaml:")
 
 
-@pytest.mark.parametrize("text", ["", "[]", "playbook: t\n", "playbook: t\nsteps: []\n", "playbook: t\nsteps: 5\n", "a: &x 1\nb: *x\n"])
+@pytest.mark.parametrize(
+    "text", ["", "[]", "playbook: t\n", "playbook: t\nsteps: []\n", "playbook: t\nsteps: 5\n", "a: &x 1\nb: *x\n"]
+)
 def test_what_is_no_playbook_is_refused(text):
     with pytest.raises(Invalid):
         load(text, "t.yaml")

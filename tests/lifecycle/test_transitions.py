@@ -1,9 +1,8 @@
 """The table of states keeps its promises: exits, deadlines, reachability."""
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
-import pytest
 
 from fleetd.kit.errors import Conflict
 from fleetd.lifecycle.transitions import TABLE, deadline_of, legal, mermaid, require

@@ -286,5 +286,5 @@ async def test_the_full_depth_has_a_folder_that_goes_with_it(plan: DemoPlan, tmp
     async with SimSite(load_site(path)) as site:
         assert site._scratch is not None
         folder = site._scratch.name
-        assert os.path.isdir(folder)  # noqa: ASYNC240
-    assert not os.path.exists(folder)  # noqa: ASYNC240
+        assert os.path.isdir(folder)
+    assert not os.path.exists(folder)

@@ -48,8 +48,20 @@ async def test_a_boot_closes_the_one_before_and_its_key_is_gone(db: Database, sq
     assert await boots.by_token(db, "none") is None
     with pytest.raises(NotFound):
         await boots.get(db, "boot-none")
-    with pytest.raises(Conflict):
-        await db.commit(boots.insert(a_boot("3", host, token_hash=first.token_hash)))
+
+
+async def test_a_written_disk_comes_back_with_its_token_in_one_open_boot_at_a_time(db: Database) -> None:
+    one, two = a_host(1), a_host(2)
+    first, again = a_boot("1", one, environment="disk"), a_boot("2", one, environment="disk", token_hash="hash-1")
+    await db.commit([hosts.insert(one), hosts.insert(two), *boots.insert(first)])
+    with pytest.raises(Conflict, match="nonce exists"):
+        await db.commit(boots.insert(a_boot("3", two, token_hash="hash-1")))
+    await db.commit(boots.insert(again))
+    assert await boots.by_token(db, "hash-1") == again
+    await db.commit([boots.save(replace(again, closed=NOW + 1))])
+    newest = await boots.by_token(db, "hash-1")
+    assert newest is not None
+    assert newest.id == again.id
 
 
 async def test_only_an_open_unmet_deploy_boot_of_a_living_host_is_armed(db: Database) -> None:

@@ -72,7 +72,7 @@ def test_rakp_messages_come_back(
 @given(st.sampled_from([rmcp.OPEN_RESPONSE, rmcp.RAKP2, rmcp.RAKP4]), byte, st.binary(min_size=1, max_size=60))
 def test_peek_finds_the_tag_and_read_the_payload(kind: int, tag: int, rest: bytes) -> None:
     data = rmcp.setup(kind, bytes((tag,)) + rest)
-    assert rmcp.peek(data) == (rmcp.SETUP, b"", tag)
+    assert rmcp.peek(data) == (rmcp.SETUP, b"", kind << 8 | tag)
     assert rmcp.read(data)[:3] == (rmcp.SETUP, bytes((tag,)) + rest, kind)
 
 
@@ -83,13 +83,18 @@ def test_peek_finds_sequence_and_session() -> None:
     assert rmcp.peek(sealed) == (rmcp.SEALED, b"abcd", 0)
 
 
-@pytest.mark.parametrize("flags", [0x00, 0x40, 0x80])
+@pytest.mark.parametrize("flags", [0x00, 0x40, 0x80])  # with a session id that is not 0
 def test_a_session_packet_that_is_not_both_encrypted_and_authenticated_goes_nowhere(flags: int) -> None:
     data = bytearray(b"\x06\x00\xff\x07\x06\xc0abcd" + bytes(60))
     data[5] = flags
     assert rmcp.peek(bytes(data))[0] == rmcp.OTHER
     with pytest.raises(Garbled):
         rmcp.read(bytes(data))
+
+
+def test_a_message_outside_any_session_may_come_in_the_newer_frame() -> None:
+    got = rmcp.read(rmcp.setup(rmcp.IPMI_MESSAGE, b"payload"))
+    assert (got.kind, got.payload) == (rmcp.PLAIN_V2, b"payload")
 
 
 def test_ping_is_read_and_pong_is_of_the_right_shape() -> None:

@@ -30,6 +30,8 @@ LOGIN_TRIES: Final = 4  # while the BMC's session table is full
 _FIRST_POLL, _LAST_POLL = 0.05, 2.0  # seconds between two read-backs of a power verb
 _CLOSE_PATIENCE: Final = 3.0  # seconds for a polite log-out
 _MAX_USERS: Final = 63  # user ids have six bits (IPMI 22.26)
+_SHORT_PASSWORD: Final = 16  # bytes that every BMC can hold (IPMI 22.30)
+_ANOTHER_PASSWORD: Final = frozenset((ipmi.PASSWORD_WRONG, ipmi.PASSWORD_WRONG_SIZE))
 _SUITES_KEPT: Final = 100_000  # addresses whose cipher suite is remembered
 
 
@@ -215,19 +217,45 @@ class IpmiBmc:
         """Give our own account this password, and let the BMC test it where it can.
 
         Raises:
-            Unsupported: longer than 20 bytes, or the BMC keeps no list of names.
-            Lied: its test says that it holds another.
+            Unsupported: longer than 20 bytes; longer than 16 and this BMC cuts there (the old one is put back); or the
+                BMC keeps no list of names.
+            Lied: its test says that it holds another (the old one is put back).
         """
         end = self._end(timeout)
-        key = password_bytes(password)
+        key, old = password_bytes(password), self._key
         user = await self._user_id(end)
-        head, body = bytes((user | ipmi.PASSWORD_20_BYTES,)), key.ljust(MAX_PASSWORD, b"\0")
-        await self._call(ipmi.APP, ipmi.SET_USER_PASSWORD, head + bytes((ipmi.PASSWORD_SET,)) + body, end)
+        await self._write_password(user, key, end)
         self._key = key  # a new login of this session uses it already
-        tested = head + bytes((ipmi.PASSWORD_TEST,)) + body
+        if await self._test_password(user, key, MAX_PASSWORD, end) in _ANOTHER_PASSWORD:
+            await self._put_back(user, old, end)
+            raise Lied(
+                f"{self._address[0]}: the BMC confirmed the new password and holds another",
+                why="the old password was put back",
+                remedy=f"use a password of at most {_SHORT_PASSWORD} plain characters for this host",
+            )
+        # ipmi_sim and BMCs like it keep 16 bytes of 20 and even pass the test: nobody could log in any more.
+        if len(key) > _SHORT_PASSWORD and await self._test_password(user, key, _SHORT_PASSWORD, end) == ipmi.OK:
+            await self._put_back(user, old, end)
+            raise Unsupported(
+                f"{self._address[0]}: the BMC keeps only {_SHORT_PASSWORD} bytes of a password",
+                why="the old password was put back",
+                remedy=f"use a password of at most {_SHORT_PASSWORD} characters for this host",
+            )
+
+    async def _put_back(self, user: int, old: bytes, end: float) -> None:
+        await self._write_password(user, old, end)
+        self._key = old
+
+    async def _write_password(self, user: int, key: bytes, end: float) -> None:
+        head = bytes((user | ipmi.PASSWORD_20_BYTES, ipmi.PASSWORD_SET))
+        await self._call(ipmi.APP, ipmi.SET_USER_PASSWORD, head + key.ljust(MAX_PASSWORD, b"\0"), end)
+
+    async def _test_password(self, user: int, key: bytes, size: int, end: float) -> int:
+        """The completion code of testing the first `size` bytes: 16 or 20."""
+        flag = ipmi.PASSWORD_20_BYTES if size == MAX_PASSWORD else 0
+        tested = bytes((user | flag, ipmi.PASSWORD_TEST)) + key[:size].ljust(size, b"\0")
         code, _ = await self._ask(ipmi.APP, ipmi.SET_USER_PASSWORD, tested, end, ipmi.ADMINISTRATOR)
-        if code in (ipmi.PASSWORD_WRONG, ipmi.PASSWORD_WRONG_SIZE):
-            raise Lied(f"{self._address[0]}: the BMC confirmed the new password and holds another")
+        return code
 
     async def _user_id(self, end: float) -> int:
         access = await self._call(ipmi.APP, ipmi.GET_USER_ACCESS, bytes((ipmi.THIS_CHANNEL, 1)), end)

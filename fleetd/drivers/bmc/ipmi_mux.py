@@ -22,7 +22,6 @@ Deliver = Callable[[bytes, Address], None]
 _SO_RCVBUFFORCE: Final = 33  # asm-generic/socket.h; not in the socket module
 _RECEIVE_BUFFER: Final = 32 << 20  # bytes: a sweep's answers arrive while we still send
 _BATCH: Final = 256  # datagrams read before the loop may serve others
-_PLAIN_KEYS: Final = 1 << 8  # keys of `asking`: tags are 0 to 255, rqSeq numbers stand above
 
 
 class Datagrams(Protocol):
@@ -107,8 +106,7 @@ class Mux:
                 session.sealed(data)
                 return
         elif kind != rmcp.OTHER:
-            key = (address, number if kind == rmcp.SETUP else _PLAIN_KEYS + number)
-            answer = self._asking.get(key)
+            answer = self._asking.get((address, number))
             if answer is not None and not answer.done():
                 answer.set_result(data)
                 return
@@ -125,13 +123,24 @@ class Mux:
             if session_id != b"\0\0\0\0" and session_id not in self.sessions:
                 return session_id
 
-    async def ask_setup(self, address: Address, build: Callable[[int], bytes], patience: float) -> bytes | None:
-        """Send one set-up message under a fresh tag, once: the answer's datagram, or None after `patience` s."""
-        return await self._ask(address, 0, 256, build, patience)
+    async def ask_setup(
+        self, address: Address, payload_type: int, build: Callable[[int], bytes], patience: float
+    ) -> bytes | None:
+        """Send one set-up message under a fresh tag, once.
+
+        Args:
+            build: the payload for a tag.
+
+        Returns:
+            The datagram of the next payload type that came back under that tag, or None after `patience` seconds.
+        """
+        return await self._ask(
+            address, payload_type + 1 << 8, 256, lambda tag: rmcp.setup(payload_type, build(tag)), patience
+        )
 
     async def ask_plain(self, address: Address, build: Callable[[int], bytes], patience: float) -> bytes | None:
-        """The same for a message outside any session, under a fresh rqSeq."""
-        return await self._ask(address, _PLAIN_KEYS, 64, build, patience)
+        """The same for a message outside any session, under a fresh rqSeq; `build` makes the message."""
+        return await self._ask(address, 0, 64, lambda sequence: rmcp.plain(build(sequence)), patience)
 
     async def _ask(
         self, address: Address, base: int, room: int, build: Callable[[int], bytes], patience: float

@@ -232,9 +232,7 @@ async def _plain(mux: Mux, address: Address, command: int, data: bytes, end: flo
     patience = min(FIRST_PATIENCE, end - mux.loop.time())
     if patience <= 0:
         return None
-    datagram = await mux.ask_plain(
-        address, lambda sequence: rmcp.plain(rmcp.request(ipmi.APP, command, data, sequence)), patience
-    )
+    datagram = await mux.ask_plain(address, lambda sequence: rmcp.request(ipmi.APP, command, data, sequence), patience)
     if datagram is None:
         return None
     try:
@@ -254,11 +252,9 @@ async def _attempt(
         wait = min(patience, end - mux.loop.time())
         if wait <= 0:
             raise _Restart
-        datagram = await mux.ask_setup(address, lambda tag: rmcp.setup(kind, build(tag)), wait)
+        datagram = await mux.ask_setup(address, kind, build, wait)
         if datagram is None:
             raise _Restart
-        if datagram[5] != kind + 1:
-            raise Garbled(f"the BMC {address[0]} answers another message than it was sent")
         reply = read(rmcp.setup_payload(datagram))
         # An error may come without our id; an agreement must carry it. A bad session id means that the BMC dropped
         # the half-open session: both begin again.

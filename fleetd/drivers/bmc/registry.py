@@ -13,7 +13,7 @@ class Drivers:
 
     def __init__(self, clock: Clock | None = None) -> None:
         self._redfish = RedfishDriver(clock)
-        self._ipmi = IpmiDriver()
+        self._ipmi = IpmiDriver(clock)
 
     async def read_pin(self, target: BmcTarget, *, timeout: float) -> str:
         """The certificate's sha256; empty for IPMI, which has none."""

@@ -487,6 +487,23 @@ async def test_our_own_account_is_found_among_others(rig: Rig) -> None:
         await bmc.set_password("p" * 21, timeout=5)
 
 
+class Cutting(dict[str, str]):
+    """Accounts of a BMC that keeps 16 bytes of a password and says nothing."""
+
+    def __setitem__(self, name: str, password: str) -> None:
+        super().__setitem__(name, password[:16])
+
+
+async def test_a_bmc_that_cuts_passwords_gets_the_old_one_back(rig: Rig) -> None:
+    rig.host.accounts = Cutting(rig.host.accounts)
+    bmc = await rig.open()
+    with pytest.raises(Lied, match="holds another"):
+        await bmc.set_password("twenty-bytes-exactly", timeout=5)
+    assert rig.host.accounts == {"fleet": "first-password"}
+    await bmc.set_password("sixteen-bytes-ok", timeout=5)
+    assert rig.host.accounts == {"fleet": "sixteen-bytes-ok"}
+
+
 async def test_the_other_serial_shows(rig: Rig) -> None:
     bmc = await rig.open()
     break_it(rig.host, "wrong-serial", serial="NOT-MINE")
