@@ -71,7 +71,14 @@ def sealing_key(folder: Path) -> bytes:
             file.write(secrets.token_bytes(32))
             file.flush()
             os.fsync(file.fileno())
-    key = path.read_bytes()
+    try:
+        key = path.read_bytes()
+    except OSError as error:
+        raise Invalid(
+            f"the sealing key {path} cannot be read",
+            why=error.strerror or "",
+            remedy="give the unit LoadCredential=fleetd.key:FILE (32 bytes), or no credentials directory at all",
+        ) from error
     if len(key) != 32:
         raise Invalid(
             f"the sealing key {path} is not 32 bytes",

@@ -283,20 +283,11 @@ class Drive:
         if leaves is not None:
             transitions.require(self.host.state, leaves, host=self.host.name)
             ops.append(self._event("host.state", state=leaves))
-        # Maintenance asked for while a tenant had it takes effect here, before anybody can claim it again.
-        kept_out = leaves is State.AVAILABLE and self.host.status.pending_maintenance is not None
-        if kept_out:
-            ops.append(self._event("host.state", state=State.MAINTENANCE))
 
         def change(host: Host) -> Host:
             host = self._with_results(host, ctx, step, outcome)
             if leaves is not None:
                 host = self._moved(host, leaves)
-            if kept_out:
-                status = msgspec.structs.replace(
-                    host.status, maintenance=host.status.pending_maintenance, pending_maintenance=None
-                )
-                host = self._moved(msgspec.structs.replace(host, status=status), State.MAINTENANCE)
             return host
 
         await self._write(change, ops)

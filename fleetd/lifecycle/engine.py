@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 import msgspec
 
 from fleetd.kit.clock import Clock
-from fleetd.kit.errors import Conflict, FleetError, StaleClaim
+from fleetd.kit.errors import Conflict, FleetError, StaleClaim, Temporary
 from fleetd.kit.logs import get
 from fleetd.kit.tasks import Workers
 from fleetd.lifecycle import drive, strategy, transitions
@@ -143,8 +143,11 @@ class Engine:
             self._bells.pop(host_id, None)
         await self.db.commit([claims.drop(claim)])
         if place.state is not RunHostState.ACTIVE:
-            await self._on_finished(run, place)
-            self.wake_run(run.id)
+            self.wake_run(run.id)  # first: whatever becomes of the follower, the run must not wait for this host
+            try:
+                await self._on_finished(run, place)
+            except (Conflict, Temporary) as error:
+                log.info("follow.later", host=host_id, run=run.id, reason=str(error))  # the next tick looks again
 
     def _host_error(self, host: str, error: Exception) -> None:
         log.error("host.worker", host=host, error=str(error), exc_info=error)

@@ -102,6 +102,8 @@ class LeaseDesk:
         self._brakes, self._mass, self._clock_brake = brakes, mass, clock_brake
         self._wake, self._grace, self._known_image = wake, grace_seconds, known_image
         self._claiming = asyncio.Lock()
+        # Hosts that finish, the tick and a caller may come to one lease at once: one after the other, none is refused.
+        self._turn = asyncio.Lock()
         self._left: dict[str, set[str]] = {}  # lease -> hosts not handed over yet; only saves reads
         self._looked = 0.0
         self._settled = False
@@ -160,24 +162,25 @@ class LeaseDesk:
             Invalid: the end is past, or no later than the present one.
             Conflict: the lease is over, or was released.
         """
-        lease = await self._owned(lease_id, who)
-        now = self._clock.wall()
-        checked_end(ends_at, now)
-        back = lease.state is LeaseState.ENDING and lease.reason == EXPIRED and await self._untouched(lease)
-        if lease.state not in (LeaseState.DELIVERING, LeaseState.ACTIVE) and not back:
-            raise Conflict(
-                f"lease {lease.id} is {lease.state}", why=lease.reason or "it is over", remedy="ask for a new lease"
-            )
-        if ends_at <= lease.ends and not back:
-            raise Conflict(
-                f"lease {lease.id} already lasts until {rfc3339(lease.ends)}",
-                why="an extension only lengthens",
-                remedy=f"to end it sooner: fleetctl lease release {lease.id}",
-            )
-        changes: dict[str, Any] = {"ends": ends_at}
-        if back:
-            changes |= {"state": LeaseState.ACTIVE, "released": None, "reclaim_at": None, "reason": ""}
-        return await self._save(lease, "lease.extended", who.name, now, was=rfc3339(lease.ends), **changes)
+        async with self._turn:
+            lease = await self._owned(lease_id, who)
+            now = self._clock.wall()
+            checked_end(ends_at, now)
+            back = lease.state is LeaseState.ENDING and lease.reason == EXPIRED and await self._untouched(lease)
+            if lease.state not in (LeaseState.DELIVERING, LeaseState.ACTIVE) and not back:
+                raise Conflict(
+                    f"lease {lease.id} is {lease.state}", why=lease.reason or "it is over", remedy="ask for a new lease"
+                )
+            if ends_at <= lease.ends and not back:
+                raise Conflict(
+                    f"lease {lease.id} already lasts until {rfc3339(lease.ends)}",
+                    why="an extension only lengthens",
+                    remedy=f"to end it sooner: fleetctl lease release {lease.id}",
+                )
+            changes: dict[str, Any] = {"ends": ends_at}
+            if back:
+                changes |= {"state": LeaseState.ACTIVE, "released": None, "reclaim_at": None, "reason": ""}
+            return await self._save(lease, "lease.extended", who.name, now, was=rfc3339(lease.ends), **changes)
 
     async def release(self, lease_id: str, *, who: Principal, wipe_now: bool = True) -> Lease:
         """End it: power off and wipe at once, or after the grace with `wipe_now` false. Releasing twice is fine.
@@ -185,19 +188,20 @@ class LeaseDesk:
         Raises:
             Conflict: it has ended or failed already.
         """
-        lease = await self._owned(lease_id, who)
-        now = self._clock.wall()
-        if lease.state in (LeaseState.ENDED, LeaseState.FAILED):
-            raise Conflict(f"lease {lease.id} is {lease.state} already", remedy=f"fleetctl lease show {lease.id}")
-        wipe_at = now if wipe_now or lease.activated is None else now + self._grace
-        if lease.state is LeaseState.ENDING:
-            if lease.reclaim_at is None or lease.reclaim_at <= wipe_at:
-                return lease
-            lease = await self._save(lease, "lease.wipe", who.name, now, reclaim_at=wipe_at)
-        else:
-            lease = await self._end(lease, f"released by {who.name}", wipe_at, who.name, now)
-        await self._advance(lease, now)
-        return await rows.get(self._db, lease.id)
+        async with self._turn:
+            lease = await self._owned(lease_id, who)
+            now = self._clock.wall()
+            if lease.state in (LeaseState.ENDED, LeaseState.FAILED):
+                raise Conflict(f"lease {lease.id} is {lease.state} already", remedy=f"fleetctl lease show {lease.id}")
+            wipe_at = now if wipe_now or lease.activated is None else now + self._grace
+            if lease.state is LeaseState.ENDING:
+                if lease.reclaim_at is None or lease.reclaim_at <= wipe_at:
+                    return lease
+                lease = await self._save(lease, "lease.wipe", who.name, now, reclaim_at=wipe_at)
+            else:
+                lease = await self._end(lease, f"released by {who.name}", wipe_at, who.name, now)
+            await self._advance(lease, now)
+            return await rows.get(self._db, lease.id)
 
     # --- the claim ------------------------------------------------------------------------------------------------
 
@@ -253,11 +257,12 @@ class LeaseDesk:
 
     async def follow(self, run: Run, place: RunHost) -> None:
         """A host left a run: bring the run's lease as far as it can go; pending maintenance of the host takes effect."""
-        if run.lease is not None and run.playbook == HANDOVER:
-            await self.handed_over(run.lease, place.host)
-        elif run.lease is not None:
-            await self._advance(await rows.get(self._db, run.lease), self._clock.wall())
-        await self._hosts.settle_maintenance(place.host)
+        async with self._turn:
+            if run.lease is not None and run.playbook == HANDOVER:
+                await self.handed_over(run.lease, place.host)
+            elif run.lease is not None:
+                await self._advance(await rows.get(self._db, run.lease), self._clock.wall())
+            await self._hosts.settle_maintenance(place.host)
 
     async def handed_over(self, lease_id: str, host_id: str) -> None:
         """The hand-over of one host ended, well or not."""
@@ -278,23 +283,24 @@ class LeaseDesk:
 
     async def look(self, now: float) -> None:
         """Remind, expire what is due, bring every lease between two states further. Never raises for one lease."""
-        if not self._settled:
-            await self._settle_all()
-        live = await rows.every(self._db, live=True)
-        if self._clock_brake.suspended is None:
-            await self._remind(live, now)
-            await self._expire(live, now)
-        moving = [lease for lease in await rows.every(self._db, live=True) if lease.state is not LeaseState.ACTIVE]
-        bound: dict[str, list[Host]] = {lease.id: [] for lease in moving}
-        for sku in sorted({lease.request.sku for lease in moving}):
-            for host in await host_rows.every(self._db, sku=sku):
-                if host.lease in bound:
-                    bound[host.lease].append(host)
-        for lease in moving:
-            try:
-                await self._advance(lease, now, bound[lease.id])
-            except FleetError as error:
-                log.info("lease.later", lease=lease.id, why=str(error))  # the next look tries again
+        async with self._turn:
+            if not self._settled:
+                await self._settle_all()
+            live = await rows.every(self._db, live=True)
+            if self._clock_brake.suspended is None:
+                await self._remind(live, now)
+                await self._expire(live, now)
+            moving = [lease for lease in await rows.every(self._db, live=True) if lease.state is not LeaseState.ACTIVE]
+            bound: dict[str, list[Host]] = {lease.id: [] for lease in moving}
+            for sku in sorted({lease.request.sku for lease in moving}):
+                for host in await host_rows.every(self._db, sku=sku):
+                    if host.lease in bound:
+                        bound[host.lease].append(host)
+            for lease in moving:
+                try:
+                    await self._advance(lease, now, bound[lease.id])
+                except FleetError as error:
+                    log.info("lease.later", lease=lease.id, why=str(error))  # the next look tries again
 
     async def keep_dark(self) -> None:
         """Forever: hosts of ended leases that wait for their wipe are powered off, again if need be. Run as a task."""

@@ -355,10 +355,10 @@ class SqliteEngine:
         """Let what was queued become durable, then close. Safe to call twice."""
         if self._closed:
             return
+        self._closed = True  # takes nothing more; what was queued goes on
         if self._busy:
             self._idle = self._loop.create_future()
             await self._idle
-        self._closed = True
         if not self._inline:
             self._jobs.put(None)
             self._thread.join()

@@ -57,9 +57,7 @@ class Daemons:
         """One request; raises what AWAY holds when the daemon is not there."""
         async with (
             aiohttp.ClientSession(connector=aiohttp.UnixConnector(str(self.socket))) as session,
-            session.request(
-                method, f"http://fleetd{path}", json=body, timeout=aiohttp.ClientTimeout(20)
-            ) as answer,
+            session.request(method, f"http://fleetd{path}", json=body, timeout=aiohttp.ClientTimeout(20)) as answer,
         ):
             text = await answer.text()
             assert answer.status < 400, f"{method} {path}: {answer.status} {text}"

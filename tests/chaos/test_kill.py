@@ -42,9 +42,7 @@ async def whole_life(daemons: Daemons, sim: SimSite, boundary: int, hosts: int) 
         sim.mark(host.name, "tenant.begin", lease=lease_id)
     for host in sim.hosts.values():
         sim.mark(host.name, "tenant.end")
-    await daemons.once(
-        f"/v1/leases/{lease_id}/release", {}, lambda a: a["state"] != "active", f"/v1/leases/{lease_id}"
-    )
+    await daemons.once(f"/v1/leases/{lease_id}/release", {}, lambda a: a["state"] != "active", f"/v1/leases/{lease_id}")
     await daemons.until(f"/v1/leases/{lease_id}", lambda a: a["state"] == "ended")
     await daemons.until("/v1/hosts", all_are("available"))
 

@@ -143,12 +143,6 @@ class Ledger:
     def run(self, work: Coroutine[Any, Any, Any]) -> Any:
         return self._runner.run(work)
 
-    def empty(self) -> None:
-        async def work() -> None:
-            await self.db.fetch(hosts._GET, {"id": ""})
-
-        self.run(work())
-
     def close(self) -> None:
         self.run(self.db.close())
         self._runner.close()
