@@ -114,7 +114,7 @@ class Demo:
         """Run fleetctl with its own live output."""
         self.say(click.style("$ fleetctl " + " ".join(_quoted(a) for a in arguments), fg="cyan"))
         environment = {**os.environ, "FLEETD_SOCKET": str(self.socket)}
-        process = subprocess.Popen(
+        with subprocess.Popen(
             [sys.executable, "-m", "fleetd.cli.main", *arguments],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -122,16 +122,16 @@ class Demo:
             cwd=self.folder,
             text=True,
             stdin=subprocess.DEVNULL,
-        )
-        killer = threading.Timer(RUN_SECONDS, process.kill)
-        killer.start()
-        try:
-            assert process.stdout is not None
-            for line in process.stdout:
-                self.say("  " + line.rstrip("\n"))
-            code = process.wait()
-        finally:
-            killer.cancel()
+        ) as process:
+            killer = threading.Timer(RUN_SECONDS, process.kill)
+            killer.start()
+            try:
+                assert process.stdout is not None
+                for line in process.stdout:
+                    self.say("  " + line.rstrip("\n"))
+                code = process.wait()
+            finally:
+                killer.cancel()
         if code not in expect:
             self.problems.append(f"`fleetctl {' '.join(arguments)}` exited {code}")
 
@@ -177,7 +177,7 @@ def write_config(folder: Path, plan: DemoPlan) -> Path:
         f"playbooks: {ROOT / 'playbooks'}",
         f"firmware: {ROOT / 'firmware'}",
         "domain_patience: 60",
-        "bmc_patience: 6",
+        "bmc_patience: 4",
         "credentials:",
     ]
     lines += [

@@ -119,11 +119,11 @@ def _columns(host: Host) -> Params:
         "boot_mac": spec.boot_mac,
         "spec": pack(spec),
         "spec_version": host.spec_version,
-        "state": host.state.value,
+        "state": host.state._value_,  # `.value` is a descriptor in Python: three times the cost
         "retired": host.state is State.RETIRED,
         "state_since": host.state_since,
         "deadline": host.deadline,
-        "resume_state": None if host.resume_state is None else host.resume_state.value,
+        "resume_state": None if host.resume_state is None else host.resume_state._value_,
         "tenant_data": host.tenant_data,
         "status": pack(status),
         "certificate": host.certificate,

@@ -263,16 +263,14 @@ class SqliteEngine:
             except sqlite3.Error as error:
                 problem = error
         for future, answer in answers:
-            if future.done():
-                continue
             if problem is not None:
-                future.set_exception(failures.from_sqlite(problem))
-            elif isinstance(answer, Result):
-                future.set_result(answer)
-            else:
+                answer = failures.from_sqlite(problem)  # one of its own for everyone who waits
+            if type(answer) is Result:
+                last = answer.seq or last  # they grow
+                if not future.done():
+                    future.set_result(answer)
+            elif not future.done():
                 future.set_exception(answer)
-        if problem is None:
-            last = max((answer.seq for _, answer in answers if isinstance(answer, Result)), default=0)
         if last:
             self.on_events(last)
         if self._waiting:

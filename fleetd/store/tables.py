@@ -104,6 +104,7 @@ claims = Table(
     Column("token", BigInteger, nullable=False),
     Column("expires", Double, nullable=False),
     CheckConstraint("token >= 1", name="token"),
+    sqlite_with_rowid=False,  # one search less in the guard of every write
 )
 
 facts = Table(

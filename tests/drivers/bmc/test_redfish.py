@@ -218,9 +218,9 @@ async def test_lying_bmc(behaviour):
         await bmc.power_state(timeout=2)
         r.host.faults.append(fault("lying-bmc"))
         with pytest.raises(Lied):
-            await bmc.power(PowerVerb.ON, timeout=0.1)
+            await bmc.power(PowerVerb.ON, timeout=0.6)
         with pytest.raises(Lied):
-            await bmc.set_boot_once(BootDevice.BIOS_SETUP, timeout=0.1)
+            await bmc.set_boot_once(BootDevice.BIOS_SETUP, timeout=0.6)
         assert r.host.power_state is PowerState.OFF
 
 

@@ -280,6 +280,7 @@ def upgrade() -> None:
         sa.CheckConstraint("token >= 1", name=op.f("ck_claims_token")),
         sa.ForeignKeyConstraint(["host"], ["hosts.id"], name=op.f("fk_claims_host_hosts")),
         sa.PrimaryKeyConstraint("host", name=op.f("pk_claims")),
+        sqlite_with_rowid=False,
     )
     op.create_table(
         "facts",
