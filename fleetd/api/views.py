@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
 from fleetd.kit.clock import rfc3339
 from fleetd.model.check import Finding
 from fleetd.model.event import Event
-from fleetd.model.host import Alert, Host
+from fleetd.model.host import Alert, Host, HostStatus
 from fleetd.model.lease import Lease
 from fleetd.model.playbook import Playbook
 from fleetd.model.resource import (
@@ -85,7 +85,7 @@ def host(value: Host, reasons: list[str]) -> HostView:
             remedy=waiting.remedy,
             source=waiting.source,
         ),
-        health="finding" if status.findings else "alert" if status.alerts else "ok",
+        health=_health(status),
         power=str(status.power),
         leaseable=not reasons,
         reasons=reasons,
@@ -240,3 +240,12 @@ def playbook(value: Playbook) -> PlaybookView:
         steps=[step(s) for s in value.steps],
         strategy=strategy,
     )
+
+
+def _health(status: HostStatus) -> Literal["ok", "alert", "finding", "unknown"]:
+    """A host whose BMC was never met is not well: nobody looked."""
+    if status.findings:
+        return "finding"
+    if status.alerts:
+        return "alert"
+    return "unknown" if status.observed.met_at is None else "ok"

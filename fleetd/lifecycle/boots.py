@@ -48,6 +48,7 @@ class Boots:
         self.base_url = base_url
         self._tokens: dict[str, str] = {}  # boot id -> token, until the host came up
         self._waiters: dict[str, asyncio.Future[Boot]] = {}
+        self._foreign: dict[str, str] = {}  # boot id -> who came in the host's place, should the host itself not come
 
     async def arm(
         self,
@@ -92,7 +93,7 @@ class Boots:
 
         Raises:
             DeadlineExceeded: no phone-home in time.
-            IdentityUnproven: something with this boot's nonce came up that is not the host we mean.
+            IdentityUnproven: no phone-home of the host in time, but one of something else with this boot's nonce.
         """
         waiter = self._waiters.get(boot.id)
         if waiter is None:
@@ -101,6 +102,10 @@ class Boots:
             async with asyncio.timeout(seconds):
                 return await waiter
         except TimeoutError as error:
+            if wrong := self._foreign.get(boot.id):
+                raise IdentityUnproven(
+                    "what came up with the nonce of this boot is not the host we mean", why=wrong
+                ) from error
             raise DeadlineExceeded(
                 f"no phone-home within {seconds:.0f} s",
                 why=f"the host did not come up into the {boot.environment} environment",
@@ -109,6 +114,7 @@ class Boots:
         finally:
             self._waiters.pop(boot.id, None)
             self._tokens.pop(boot.id, None)
+            self._foreign.pop(boot.id, None)
 
     async def shell_target(self, host: Host, environment: Environment) -> tuple[Boot, ShellTarget]:
         """Where and with which keys to reach the host's present boot.
@@ -138,6 +144,12 @@ class Boots:
         boot = await rows.armed_for_mac(self._db, mac)
         if boot is None or boot.expires < self._clock.wall() or boot.id not in self._tokens:
             return BootScript()
+        host = await host_rows.get(self._db, boot.host)
+        if serial != host.spec.serial or uuid.lower() != host.status.observed.uuid.lower():
+            # A MAC is printed on every frame; who cannot tell the board's serial and UUID too gets no token.
+            self._foreign[boot.id] = f"{source} asked for its boot script as serial {serial[:40]!r}, UUID {uuid[:40]!r}"
+            log.warning("boot.script.denied", host=host.name, source=source)
+            return BootScript()
         return BootScript(host=boot.host, token=self._tokens[boot.id])
 
     async def authorized_keys(self, token: str, *, source: str) -> str:
@@ -152,10 +164,8 @@ class Boots:
                 return  # the same boot repeats itself: its answer got lost
             await self._deny(host, source, "the token of this boot was used already")
         if wrong := self._mismatch(host, boot, hello):
-            error = IdentityUnproven(f"what came up as {host.name} is not that host", why=wrong)
-            waiter = self._waiters.get(boot.id)
-            if waiter is not None and not waiter.done():
-                waiter.set_exception(error)
+            # Remembered, not believed: a stranger's call must not end the wait for the right host.
+            self._foreign[boot.id] = wrong
             await self._deny(host, source, wrong)
         now = self._clock.wall()
         met = _met(boot, hello, source, now)

@@ -50,30 +50,36 @@ class Credentials:
         pin = host.status.observed.tls_pin if pin is None else pin
         return BmcTarget(protocol=bmc.protocol, host=bmc.host, port=bmc.port, login=login, tls_pin=pin)
 
-    async def known(self, host: Host) -> list[Login]:
+    async def _known(self, host: Host) -> list[tuple[str, Login]]:
         """Passwords that may be set now, in the order to try: pending (a rotation was cut short), then current."""
         stored = await rows.get(self._db, host.id, KIND)
         return [
-            msgspec.json.decode(self._sealer.open(stored[status], context=self._context(host)), type=Login)
+            (status, msgspec.json.decode(self._sealer.open(stored[status], context=self._context(host)), type=Login))
             for status in ("pending", "current")
             if status in stored
         ]
 
     async def open(self, host: Host, *, timeout: float, pin: str | None = None, enrolling: bool = False) -> Bmc:
         """A session with the host's own login; while enrolling, the factory's is the last to try."""
-        logins = await self.known(host)
+        logins = await self._known(host)
         if enrolling:
-            logins.append(self.factory(host))
+            logins.append(("factory", self.factory(host)))
         if not logins:
             raise AuthFailed(
                 f"fleetd holds no password for the BMC of {host.name}", remedy="enroll it: `fleetctl rack bringup`"
             )
         error: AuthFailed | None = None
-        for login in logins:
+        for status, login in logins:
             try:
-                return await self._drivers.open(self.target(host, login, pin=pin), timeout=timeout)
+                bmc = await self._drivers.open(self.target(host, login, pin=pin), timeout=timeout)
             except AuthFailed as refused:
                 error = refused
+                continue
+            if status == "pending":
+                # A rotation was cut short after the BMC took it. Promoted before the next may overwrite it: two cuts in
+                # a row would else leave a password that nobody knows.
+                await self._db.commit(rows.promote(host.id, KIND, self._clock.wall()))
+            return bmc
         assert error is not None
         raise error
 
@@ -98,8 +104,8 @@ class Credentials:
 
     async def username(self, host: Host) -> str:
         """The account that is ours on this BMC."""
-        known = await self.known(host)
-        return known[0].username if known else self.factory(host).username
+        known = await self._known(host)
+        return known[0][1].username if known else self.factory(host).username
 
     # --- what a written image was seeded with --------------------------------------------------------------------------
 

@@ -13,12 +13,13 @@ import msgspec
 
 from fleetd.drivers.bmc.capabilities import Bmc
 from fleetd.kit.clock import Clock
-from fleetd.kit.errors import Conflict, FleetError, StaleClaim, Temporary
+from fleetd.kit.errors import Conflict, FleetError, Refused, StaleClaim, Temporary
 from fleetd.kit.ids import new_id
 from fleetd.kit.logs import get
 from fleetd.kit.retry import backoff
 from fleetd.lifecycle import transitions
 from fleetd.lifecycle.brakes import BrakeDesk
+from fleetd.lifecycle.hosts import proven_again
 from fleetd.lifecycle.outcome import Advance, Fail, Outcome, Retry, Rewind, Wait, finding_of, here, source_of
 from fleetd.lifecycle.playbook import decode_params, entry_state
 from fleetd.lifecycle.steps import registry
@@ -96,10 +97,9 @@ class Drive:
         lease = await lease_rows.get(self._db, self.run.lease) if self.run.lease else None
         resumed = record is not None
         if record is None:
-            if step.destructive:
-                await self._brake()
-                if self.engine.parking:
-                    return
+            late = self.host.deadline is not None and self._clock.wall() >= self.host.deadline
+            if step.destructive and not late and await self._braked():
+                return  # looked at again from the top: the run may have been cancelled meanwhile
             record = await self._begin(step)
         ctx = self._context(step, params, record, lease)
         outcome = await self._attempt(step, ctx, resumed)
@@ -243,9 +243,12 @@ class Drive:
         ]
 
         def change(host: Host) -> Host:
-            if moves:
-                host = self._moved(host, target)
-            return msgspec.structs.replace(host, status=msgspec.structs.replace(host.status, waiting_for=None))
+            status = msgspec.structs.replace(host.status, waiting_for=None, maintenance=None)
+            if host.state is State.MAINTENANCE:
+                # A person had it: board and BMC may be others now, so the key is pinned anew while enrolling.
+                status = msgspec.structs.replace(status, observed=msgspec.structs.replace(status.observed, tls_pin=""))
+            host = msgspec.structs.replace(host, status=status)
+            return self._moved(host, target) if moves else host
 
         await self._write(change, ops)
         return record
@@ -302,9 +305,10 @@ class Drive:
             ),
             observed=ctx.observed or host.status.observed,
             power=ctx.power or host.status.power,
-            findings=() if ctx.clear_findings else host.status.findings,
             tenant_data_evidence=ctx.tenant_data[1] if ctx.tenant_data else host.status.tenant_data_evidence,
         )
+        if ctx.clear_findings:
+            status = proven_again(status)
         host = msgspec.structs.replace(host, status=status)
         if ctx.tenant_data is not None:
             host = msgspec.structs.replace(host, tenant_data=ctx.tenant_data[0])
@@ -465,14 +469,18 @@ class Drive:
     def _progress(self, fields: dict[str, Any]) -> None:
         log.debug("step.progress", host=self.host.name, run=self.run.id, fields=fields)
 
-    async def _brake(self) -> None:
-        """Wait out a freeze before a destructive step begins."""
-        while not self.engine.parking and (reason := await self.engine.brakes.blocked(self.host)) is not None:
-            until = self.host.deadline or self._clock.wall() + 3600.0
-            await self._say_waiting(
-                f"the freeze to be lifted: {reason}", "fleetctl thaw, when its reason is gone", until, here()
-            )
-            await self.engine.pause(self.host.id, 2.0)
+    async def _braked(self) -> bool:
+        """True, after a pause, while a brake keeps a destructive step from beginning."""
+        reason = await self.engine.brakes.blocked(self.host)
+        if reason is None:
+            return False
+        before = self.host.status.waiting_for
+        until = self.host.deadline or (before.until if before is not None else self._clock.wall() + 3600.0)
+        await self._say_waiting(
+            f"the freeze to be lifted: {reason}", "fleetctl thaw, when its reason is gone", until, here()
+        )
+        await self.engine.pause(self.host.id, 2.0)
+        return True
 
     async def _guard(self, seconds: float) -> None:
         """Right before a destructive call: read claim, state, lease and brakes again, and outlast the call with the claim.
@@ -480,7 +488,7 @@ class Drive:
         Raises:
             StaleClaim: another owner has the host.
             Held: a brake went on.
-            Conflict: the host is not in a state, or under a lease, in which its data may be destroyed.
+            Refused: the run was cancelled, or the host is not in a state, or under a lease, in which its data may be destroyed.
         """
         now = self._clock.wall()
         current = await claims.current(self._db, self.host.id)
@@ -491,12 +499,19 @@ class Drive:
         self.engine.extended(msgspec.structs.replace(self.claim, expires=now + ttl))
         host = await host_rows.get(self._db, self.host.id)
         lease = await lease_rows.of_host(self._db, self.host.id)
-        handed_over = lease is not None and lease.state is LeaseState.ACTIVE
-        if host.state not in _DESTRUCTIBLE or host.status.maintenance is not None or handed_over:
-            raise Conflict(
-                f"host {host.name} is {host.state}" + (f" under lease {lease.id}" if lease else ""),
-                why="its data may not be destroyed now",
-                remedy=f"fleetctl host why {host.name}",
+        run = await run_rows.get(self._db, self.run.id)
+        forbidden = {
+            f"it is {host.state}": host.state not in _DESTRUCTIBLE,
+            "a person has it in maintenance": host.status.maintenance is not None,
+            f"lease {lease.id if lease else ''} was handed over": lease is not None
+            and lease.state is LeaseState.ACTIVE,
+            f"run {run.id} was cancelled": run.state is RunState.CANCELLED,
+        }
+        if why := [reason for reason, holds in forbidden.items() if holds]:
+            raise Refused(
+                f"the data of host {host.name} may not be destroyed now",
+                why="; ".join(why),
+                remedy=f"fleetctl host release {host.name}, when that is over",
             )
         if (reason := await self.engine.brakes.blocked(host)) is not None:
             raise Held(f"the freeze to be lifted: {reason}")

@@ -33,10 +33,11 @@ from fleetd.store.database import Database
 log = get("engine")
 CLAIM_TTL = 60.0
 TICK = 1.0
+LOOK_AGAIN = 15.0
 
 
 class Engine:
-    """Owns the workers. `owner` is unique per process, so that a restarted daemon's claims are told from the dead one's.
+    """Owns the workers. `owner` names this daemon across restarts: it takes its own claims back at once, with a new token.
 
     Args:
         on_finished: called after a host left a run (run, place): the lease desk follows hand-overs and reclaims by it.
@@ -61,6 +62,7 @@ class Engine:
         self._owner, self._on_finished, self._on_tick = owner, on_finished, on_tick
         self._claims: dict[str, Claim] = {}
         self._bells: dict[str, asyncio.Event] = {}
+        self._looked = 0.0
         self._stop = asyncio.Event()
         self._hosts: Workers[str] = Workers(self._work, self._host_error, width=4096)
         self._runs: Workers[str] = Workers(self._dispatch, self._run_error, width=64)
@@ -236,11 +238,25 @@ class Engine:
             for host in await host_rows.overdue(self.db, now):
                 if host.run is None:
                     await self._expel(host, now)
+            if now - self._looked >= LOOK_AGAIN or now < self._looked:
+                self._looked = now
+                await self._look_again()
             await self._on_tick(now)
         except FleetError as error:
             log.warning("tick", error=str(error))
             return
+        except Exception as error:
+            log.error("tick.bug", error=str(error), exc_info=error)
+            return
         self.beat = self.clock.steady()
+
+    async def _look_again(self) -> None:
+        """Wake whatever the ledger says is at work: a worker that failed, or found another's claim, is not lost."""
+        for place in await run_rows.active_hosts(self.db):
+            if place.state is RunHostState.ACTIVE:
+                self._hosts.wake(place.host)
+        for run in await run_rows.active(self.db):
+            self.wake_run(run.id)
 
     async def _renew(self, claim: Claim, now: float) -> None:
         if self._claims.get(claim.host) is not claim:

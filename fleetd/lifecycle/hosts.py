@@ -22,7 +22,7 @@ from fleetd.lifecycle.brakes import BrakeDesk, bounded_reason
 from fleetd.model.access import Principal
 from fleetd.model.check import Action, Finding
 from fleetd.model.event import Event
-from fleetd.model.host import Host, HostStatus, Maintenance, State
+from fleetd.model.host import Alert, Classification, Host, HostStatus, Maintenance, State
 from fleetd.model.hostrange import compile_range
 from fleetd.model.lease import LeaseState
 from fleetd.model.power import BootDevice, PowerState, PowerVerb
@@ -77,6 +77,30 @@ def status_of(host: Host, **changes: Any) -> HostStatus:
 def revoke_ops(host: Host, reason: str, now: float) -> list[Op]:
     """Ops that end a host's certificate; the caller clears it in the host's row within the same commit."""
     return [certificates.revoke(host.certificate, reason, now)] if host.certificate is not None else []
+
+
+BOOT_GONE = "boot-gone"
+
+
+def _boot_gone(host: Host, now: float) -> Alert:
+    """A person stopped an available host: the boot its proof stands on is over, and no tenant's request shall pay for it."""
+    return Alert(
+        id=BOOT_GONE,
+        target=host.name,
+        since=now,
+        message="it was powered off or restarted since it was proven",
+        remedy=f"fleetctl host validate {host.name}",
+        classifications=(Classification.PREVENTS_LEASE,),
+    )
+
+
+def _others(alerts: tuple[Alert, ...]) -> tuple[Alert, ...]:
+    return tuple(alert for alert in alerts if alert.id != BOOT_GONE)
+
+
+def proven_again(status: HostStatus) -> HostStatus:
+    """The status of a host that was just proven: no finding stands, and its boot is a known one."""
+    return msgspec.structs.replace(status, findings=(), alerts=_others(status.alerts))
 
 
 async def find(db: Database, ref: str) -> Host:
@@ -280,7 +304,11 @@ class HostDesk:
 
         def change(now_host: Host, now: float) -> tuple[Host, list[Op]]:
             event = host_event("host.power", now_host, now, who, verb=str(verb or "read"), power=str(state))
-            return msgspec.structs.replace(now_host, status=status_of(now_host, power=state)), [events.append(event)]
+            status = status_of(now_host, power=state)
+            stopped = state is PowerState.OFF or verb not in (None, PowerVerb.ON)
+            if now_host.state is State.AVAILABLE and stopped:
+                status = msgspec.structs.replace(status, alerts=(*_others(status.alerts), _boot_gone(now_host, now)))
+            return msgspec.structs.replace(now_host, status=status), [events.append(event)]
 
         await self._change(host.id, change)
 

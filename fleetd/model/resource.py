@@ -119,7 +119,7 @@ class HostView(msgspec.Struct, frozen=True, kw_only=True):
     state_since: str
     deadline: str | None
     waiting_for: WaitingView | None
-    health: Literal["ok", "alert", "finding"]
+    health: Literal["ok", "alert", "finding", "unknown"]
     power: str
     leaseable: bool
     reasons: list[str]

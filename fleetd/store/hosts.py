@@ -88,8 +88,8 @@ _SAME: Final = (
     hosts.c.spec_version == bindparam("spec_version"),
     hosts.c.retired.is_(false()),
 )
-_MOVE: Final = Statement(update(hosts).where(*_SAME).values(_MOVING), otherwise=_SAVE)
-_MOVE_CLAIMED: Final = Statement(update(hosts).where(*_SAME, held()).values(_MOVING), otherwise=_SAVE_CLAIMED)
+_MOVE: Final = Statement(update(hosts).where(*_SAME).values(_MOVING))
+_MOVE_CLAIMED: Final = Statement(update(hosts).where(*_SAME, held()).values(_MOVING))
 # Out of the way of the unique indexes, still distinct: the id makes the texts so, the sign the positions.
 _VACATE: Final = Statement(
     update(hosts)
@@ -105,22 +105,14 @@ _VACATE: Final = Statement(
 )
 
 
-def _columns(host: Host) -> Params:
-    spec, status = host.spec, host.status
+def _moving(host: Host) -> Params:
+    status = host.status
     return {
-        "name": spec.name,
-        "site": spec.site,
-        "rack": spec.rack,
-        "position": spec.position,
-        "sku": spec.sku,
-        "domain": spec.nvlink_domain,
-        "serial": spec.serial,
-        "bmc_address": f"{spec.bmc.host}:{spec.bmc.port}",
-        "boot_mac": spec.boot_mac,
-        "spec": pack(spec),
+        "host_id": host.id,
+        "read": host.version,
+        "spec": pack(host.spec),
         "spec_version": host.spec_version,
         "state": host.state._value_,  # `.value` is a descriptor in Python: three times the cost
-        "retired": host.state is State.RETIRED,
         "state_since": host.state_since,
         "deadline": host.deadline,
         "resume_state": None if host.resume_state is None else host.resume_state._value_,
@@ -133,6 +125,22 @@ def _columns(host: Host) -> Params:
     }
 
 
+def _full(host: Host, moving: Params) -> Params:
+    spec = host.spec
+    return moving | {
+        "name": spec.name,
+        "site": spec.site,
+        "rack": spec.rack,
+        "position": spec.position,
+        "sku": spec.sku,
+        "domain": spec.nvlink_domain,
+        "serial": spec.serial,
+        "bmc_address": f"{spec.bmc.host}:{spec.bmc.port}",
+        "boot_mac": spec.boot_mac,
+        "retired": host.state is State.RETIRED,
+    }
+
+
 def insert(host: Host) -> Op:
     """A new host.
 
@@ -141,7 +149,7 @@ def insert(host: Host) -> Op:
     """
     return Op(
         _INSERT,
-        _columns(host) | {"id": host.id, "version": host.version},
+        _full(host, _moving(host)) | {"id": host.id, "version": host.version},
         conflict=lambda: Conflict(
             f"host {host.spec.name} collides with another host", remedy="`fleetctl inventory plan` shows both"
         ),
@@ -154,9 +162,7 @@ def save(host: Host, *, claim: Claim | None = None) -> Op:
     Raises at commit: StaleClaim when `claim` is not the newest of the host; Conflict when the host changed since, or
     took what belongs to another host (`why` says what).
     """
-    params = _columns(host)
-    params["host_id"] = host.id
-    params["read"] = host.version
+    params = _moving(host)
 
     def changed() -> Conflict:
         return Conflict(
@@ -166,12 +172,15 @@ def save(host: Host, *, claim: Claim | None = None) -> Op:
         )
 
     if claim is None:
-        return Op(_SAVE if params["retired"] else _MOVE, params, 1, changed)
-    params["claim_host"] = host.id  # not the claim's own: a claim on another host must not open this row
-    params["claim_token"] = claim.token
-    params["claim_owner"] = claim.owner
-    write = _SAVE_CLAIMED if params["retired"] else _MOVE_CLAIMED
-    return Op(write, params, 1, changed, PROOF, lambda: stale(claim))
+        hot, whole, proof, lost = _MOVE, _SAVE, None, None
+    else:
+        hot, whole, proof, lost = _MOVE_CLAIMED, _SAVE_CLAIMED, PROOF, lambda: stale(claim)
+        params["claim_host"] = host.id  # not the claim's own: a claim on another host must not open this row
+        params["claim_token"] = claim.token
+        params["claim_owner"] = claim.owner
+    if host.state is State.RETIRED:
+        return Op(whole, _full(host, params), 1, changed, proof, lost)
+    return Op(hot, params, 1, changed, proof, lost, lambda: Op(whole, _full(host, params), 1))
 
 
 def vacate(host_ids: Iterable[str]) -> Op:

@@ -84,9 +84,10 @@ async def _heads(writer: Writer, ops: Sequence[Op]) -> set[int]:
         members = list(group)
         hit = await _stream(writer, statement, members)
         late = [(index, op) for index, op in members if index not in hit]
-        if late and statement.otherwise is not None:
-            hit = await _stream(writer, statement.otherwise, late)
-            late = [(index, op) for index, op in late if index not in hit]
+        full = [(index, op.otherwise()) for index, op in late if op.otherwise is not None]
+        for other, again in groupby(full, lambda pair: pair[1].statement):
+            hit |= await _stream(writer, other, list(again))
+        late = [(index, op) for index, op in late if index not in hit]
         missed.update(index for index, op in late if op.expect == 1)
     return missed
 
@@ -141,8 +142,9 @@ async def _unit(writer: Writer, ops: Sequence[Op]) -> Result | FleetError:
                     seq = found[0][0]
             else:
                 changed = await _change(writer, statement, params)
-                if changed == 0 and statement.otherwise is not None:
-                    changed = await _change(writer, statement.otherwise, params)
+                if changed == 0 and op.otherwise is not None:
+                    full = op.otherwise()
+                    changed = await _change(writer, full.statement, full.params)
         except failures.DRIVER as error:
             if failures.is_lost(error):
                 raise

@@ -214,7 +214,7 @@ class SqliteEngine:
         first = True
         try:
             for op in ops:
-                statement, params, expect, _, proof, _ = op
+                statement, params, expect, _, proof, _, otherwise = op
                 sql, args = statement.sqlite
                 execute(sql, args(params))
                 if statement.returns:
@@ -222,9 +222,9 @@ class SqliteEngine:
                     changed = len(rows)
                 else:
                     changed = cursor.rowcount
-                if changed == 0 and statement.otherwise is not None:
-                    sql, args = statement.otherwise.sqlite
-                    execute(sql, args(params))
+                if changed == 0 and otherwise is not None:
+                    full = otherwise()
+                    execute(full.statement.sqlite.sql, full.statement.sqlite.args(full.params))
                     changed = cursor.rowcount
                 if statement.sequenced:
                     seq = cursor.lastrowid or 0
@@ -265,7 +265,7 @@ class SqliteEngine:
         for future, answer in answers:
             if problem is not None:
                 answer = failures.from_sqlite(problem)  # one of its own for everyone who waits
-            if type(answer) is Result:
+            if isinstance(answer, Result):
                 last = answer.seq or last  # they grow
                 if not future.done():
                     future.set_result(answer)

@@ -52,7 +52,6 @@ class Statement:
         clause: Core select, insert, update or delete.
         returns: a write whose RETURNING rows the caller wants.
         sequenced: the insert into `events`: its generated number is the unit's event seq.
-        otherwise: the same guarded write in full, tried with the same parameters when this one changes no row.
         wide: a read that may go over many rows; it never runs on the loop's thread.
     """
 
@@ -63,13 +62,11 @@ class Statement:
         returns: bool = False,
         sequenced: bool = False,
         wide: bool = False,
-        otherwise: Statement | None = None,
     ) -> None:
         self.clause = clause
         self.returns = returns
         self.sequenced = sequenced
         self.wide = wide
-        self.otherwise = otherwise
 
     @cached_property
     def sqlite(self) -> Sqlite:
@@ -121,7 +118,8 @@ class Op(NamedTuple):
     """One guarded write of a unit of work.
 
     ``expect``: rows it must change, else the whole unit is undone and ``conflict()`` raised. ``proof`` tells a stale
-    claim from a moved row after such a miss: when it finds no row, ``stale()`` is raised instead.
+    claim from a moved row after such a miss: when it finds no row, ``stale()`` is raised instead. ``otherwise`` makes
+    the same guarded write in full, tried when this one changes no row.
     """
 
     statement: Statement
@@ -130,6 +128,7 @@ class Op(NamedTuple):
     conflict: Callable[[], FleetError] | None = None
     proof: Statement | None = None
     stale: Callable[[], FleetError] | None = None
+    otherwise: Callable[[], Op] | None = None
 
 
 class Result(NamedTuple):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import resource
+import sqlite3
 import tempfile
 import time
 
@@ -28,6 +29,27 @@ TARGET_US = 25.0
 def cpu() -> float:
     used = resource.getrusage(resource.RUSAGE_SELF)
     return used.ru_utime + used.ru_stime
+
+
+def bare(path: str, seconds: float) -> None:
+    """The floor on this machine at this hour: the same two writes by sqlite3 alone, without guards, futures or tasks."""
+    ledger = sqlite3.connect(path, isolation_level=None)
+    ledger.executescript(
+        "PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; CREATE TABLE h (id TEXT PRIMARY KEY, v INTEGER, doc TEXT);"
+        "CREATE TABLE e (seq INTEGER PRIMARY KEY AUTOINCREMENT, host TEXT, doc TEXT); CREATE INDEX eh ON e (host, seq)"
+    )
+    names = [f"host-{number:05d}" for number in range(IN_FLIGHT)]
+    ledger.executemany("INSERT INTO h VALUES (?, 1, ?)", [(name, "x" * 900) for name in names])
+    done, used, end = 0, cpu(), time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        ledger.execute("BEGIN IMMEDIATE")
+        for name in names:
+            ledger.execute("UPDATE h SET v = v + 1, doc = ? WHERE id = ?", ("x" * 900, name))
+            ledger.execute("INSERT INTO e (host, doc) VALUES (?, ?)", (name, '{"to": "available"}'))
+        ledger.execute("COMMIT")
+        done += IN_FLIGHT
+    each = (cpu() - used) / done * 1e6
+    print(f"sqlite3     bare writes, {IN_FLIGHT} a commit: {each:.1f} us CPU each")
 
 
 async def transitions(db: Database, seconds: float) -> None:
@@ -68,6 +90,7 @@ async def transitions(db: Database, seconds: float) -> None:
 
 async def measure(seconds: float) -> None:
     with tempfile.TemporaryDirectory() as folder:
+        bare(f"{folder}/bare.db", seconds / 2)
         async with await open_database(f"sqlite:///{folder}/ledger.db") as db:
             await db.migrate()
             await transitions(db, seconds)

@@ -6,10 +6,12 @@ import aiohttp
 import msgspec
 import pytest
 
-from fleetd.kit.errors import Conflict, Denied, StaleClaim
+from fleetd.drivers.boot.capabilities import Hello
+from fleetd.kit.errors import Conflict, Denied, IdentityUnproven, StaleClaim, Unreachable
 from fleetd.lifecycle import drive
 from fleetd.model.host import State
 from fleetd.model.lease import LeaseRequest, LeaseState
+from fleetd.model.power import PowerVerb
 from fleetd.model.run import Run, RunHostState, RunState
 from fleetd.store import claims, events
 from fleetd.store import hosts as host_rows
@@ -97,6 +99,94 @@ async def test_a_stolen_claim_stops_the_wipe_before_the_wire(tmp_path, monkeypat
         assert wiped(w) == 0
         place = await run_rows.host(w.services.db, run.id, (await w.host()).id)
         assert place.state is RunHostState.ACTIVE  # the other owner's to finish
+
+
+async def test_a_run_cancelled_while_a_freeze_holds_it_never_wipes(tmp_path):
+    async with world(tmp_path, Plan()) as w:
+        await w.apply()
+        await w.services.brakes.freeze("all", "drill", who=ADMIN)
+        run = await start(w)
+        async with asyncio.timeout(20):
+            while (host := await w.host()).status.waiting_for is None or "freeze" not in host.status.waiting_for.what:
+                await w.services.db.wait_events(await events.last(w.services.db), 0.05)
+        await w.services.runs.cancel(run.id, who=ADMIN)
+        async with asyncio.timeout(20):
+            while (host := await w.host()).run is not None:
+                await w.services.db.wait_events(await events.last(w.services.db), 0.05)
+        await w.services.brakes.thaw("all", who=ADMIN)
+        assert host.state is State.QUARANTINED
+        assert wiped(w) == 0
+
+
+async def test_a_host_comes_back_from_maintenance_with_another_board(tmp_path):
+    async with world(tmp_path, Plan()) as w:
+        await w.apply()
+        await w.run("rack-bringup")
+        name = name_of("lou-t01", 1)
+        until = w.services.clock.wall() + 3600
+        await w.services.hosts.maintenance(name, reason="new board", until=until, who=ADMIN)
+        server = next(wire for wire in w.sim._wires if hasattr(wire, "rotate_certificate"))
+        server.rotate_certificate(w.sim.hosts[name])
+        run = await w.services.hosts.release(name, who=ADMIN)
+        assert (await w.ended(run.id)).state is RunState.PASSED
+        host = await w.host()
+        assert (host.state, host.status.maintenance) == (State.AVAILABLE, None)
+        assert w.leaseable(host) == []
+
+
+async def test_a_person_who_powers_an_available_host_off_takes_it_out_until_it_is_proven_again(tmp_path):
+    async with world(tmp_path, Plan()) as w:
+        await w.apply()
+        await w.run("rack-bringup")
+        name = name_of("lou-t01", 1)
+        await w.services.hosts.power(name, PowerVerb.OFF, who=ADMIN)
+        assert "powered off" in " ".join(w.leaseable(await w.host()))
+        with pytest.raises(Conflict):
+            await w.services.leases.create(asked(), who=ADMIN)
+        await w.run("validate", name)
+        assert w.leaseable(await w.host()) == []
+
+
+async def test_a_rotation_cut_short_twice_locks_nobody_out(tmp_path, monkeypatch):
+    async with world(tmp_path, Plan()) as w:
+        await w.apply()
+        await w.run("rack-bringup")
+        host = await w.host()
+        credentials = w.house.engine.wires.credentials
+        for applied in (True, False):
+            bmc = await credentials.open(host, timeout=5)
+            change = bmc.set_password
+
+            async def cut(password: str, *, timeout: float, applied: bool = applied, change=change) -> None:
+                if applied:
+                    await change(password, timeout=timeout)
+                raise Unreachable("the answer was lost")
+
+            monkeypatch.setattr(bmc, "set_password", cut)
+            with pytest.raises(Unreachable):
+                await credentials.rotate(host, bmc, username="root", timeout=5)
+            await bmc.close()
+        bmc = await credentials.open(host, timeout=5)
+        await bmc.close()
+
+
+async def test_a_worker_that_died_is_woken_again(tmp_path, monkeypatch):
+    from fleetd.lifecycle import engine
+
+    monkeypatch.setattr(engine, "LOOK_AGAIN", 0.2)
+    async with world(tmp_path, Plan()) as w:
+        await w.apply()
+        begin, failed = drive.Drive._begin, []
+
+        async def broken(self, step):
+            if step.name == "wipe" and not failed:
+                failed.append(step.name)
+                raise RuntimeError("a bug")
+            return await begin(self, step)
+
+        monkeypatch.setattr(drive.Drive, "_begin", broken)
+        assert (await w.run("rack-bringup")).state is RunState.PASSED
+        assert failed == ["wipe"]
 
 
 async def test_a_cancelled_run_stops_at_a_safe_point_and_goes_on_from_there(tmp_path):
@@ -250,37 +340,45 @@ class TestPhoneHome:
             denied = [e for e in await events.after(w.services.db, 0, limit=5000) if e.kind == "boot.denied"]
             assert len(denied) >= 2
 
-    async def test_a_boot_that_answers_with_another_serial_is_a_finding(self, tmp_path):
+    async def test_a_stranger_neither_gets_the_script_nor_ends_the_wait(self, tmp_path):
         async with world(tmp_path, Plan()) as w:
             await w.apply()
-            host = await w.host()
-            boots = w.house.engine.wires.boots
-            seen_host = msgspec.structs.replace(
-                host,
-                status=msgspec.structs.replace(
-                    host.status,
-                    observed=msgspec.structs.replace(host.status.observed, serial=host.spec.serial, uuid="u-1"),
-                ),
-            )
-            await w.services.db.commit([host_rows.save(seen_host)])
-            boot = await boots.arm(seen_host, "deploy", intent="intent-1", seconds=60)
-            script = await boots.script(host.spec.boot_mac, uuid="", serial="", source="127.0.0.1")
+            boots, host = w.house.engine.wires.boots, await w.host()
+            observed = msgspec.structs.replace(host.status.observed, serial=host.spec.serial, uuid="u-1")
+            host = msgspec.structs.replace(host, status=msgspec.structs.replace(host.status, observed=observed))
+            await w.services.db.commit([host_rows.save(host)])
+            boot = await boots.arm(host, "deploy", intent="intent-1", seconds=60)
+            mac, serial = host.spec.boot_mac, host.spec.serial
+            for told in ({"uuid": "", "serial": ""}, {"uuid": "u-2", "serial": serial}, {"uuid": "u-1", "serial": "X"}):
+                assert (await boots.script(mac, **told, source="127.0.0.1")).token is None
+            script = await boots.script(mac, uuid="U-1", serial=serial, source="127.0.0.1")
             assert script.token
-            from fleetd.drivers.boot.capabilities import Hello
+            hello = Hello(
+                environment="deploy", mac=mac, serial="OTHER", uuid="u-1", boot_id="b", host_key="ssh-ed25519 AAAA"
+            )
+            with pytest.raises(Denied):
+                await boots.hello(script.token, hello, source="127.0.0.1")
+            right = msgspec.structs.replace(hello, serial=serial)
+            await boots.hello(script.token, right, source="127.0.0.2")
+            assert (await boots.wait_hello(boot, 5)).source == "127.0.0.2"
 
+    async def test_a_boot_that_only_a_stranger_answers_is_not_proven(self, tmp_path):
+        async with world(tmp_path, Plan()) as w:
+            await w.apply()
+            boots, host = w.house.engine.wires.boots, await w.host()
+            boot = await boots.arm(host, "deploy", intent="intent-1", seconds=60, token="t" * 40)
             hello = Hello(
                 environment="deploy",
                 mac=host.spec.boot_mac,
-                serial="OTHER",
-                uuid="u-1",
+                serial="X",
+                uuid="u",
                 boot_id="b",
-                host_key="ssh-ed25519 AAAA",
+                host_key="ssh-ed25519 A",
             )
-            waiter = asyncio.ensure_future(boots.wait_hello(boot, 5))
             with pytest.raises(Denied):
-                await boots.hello(script.token, hello, source="127.0.0.1")
-            with pytest.raises(Exception, match="not that host"):
-                await waiter
+                await boots.hello("t" * 40, hello, source="127.0.0.1")
+            with pytest.raises(IdentityUnproven, match="not the host"):
+                await boots.wait_hello(boot, 0.05)
 
     async def test_a_host_that_is_not_to_be_deployed_boots_its_disk(self, tmp_path):
         async with world(tmp_path, Plan()) as w:

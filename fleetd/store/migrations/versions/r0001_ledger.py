@@ -80,7 +80,10 @@ def upgrade() -> None:
         sa.Column("certificate_expires", sa.Double(), nullable=True),
         sa.Column("lease_blocked", sa.Boolean(), nullable=False),
         sa.Column("version", sa.BigInteger(), nullable=False),
-        sa.CheckConstraint("tenant_data IN ('none', 'possible', 'erased')", name=op.f("ck_hosts_tenant_data")),
+        sa.CheckConstraint(
+            "tenant_data = 'none' OR tenant_data = 'possible' OR tenant_data = 'erased'",
+            name=op.f("ck_hosts_tenant_data"),
+        ),
         sa.CheckConstraint("version >= 1", name=op.f("ck_hosts_version")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_hosts")),
     )
@@ -131,7 +134,9 @@ def upgrade() -> None:
         sa.Column("kind", sa.Text(), nullable=False),
         sa.Column("name", sa.Text(), nullable=False),
         sa.Column("doc", sa.Text(), nullable=False),
-        sa.CheckConstraint("kind IN ('site', 'rack', 'sku', 'playbook')", name=op.f("ck_inventory_kind")),
+        sa.CheckConstraint(
+            "kind = 'site' OR kind = 'rack' OR kind = 'sku' OR kind = 'playbook'", name=op.f("ck_inventory_kind")
+        ),
         sa.PrimaryKeyConstraint("kind", "name", name=op.f("pk_inventory")),
     )
     op.create_table(
@@ -144,7 +149,8 @@ def upgrade() -> None:
         sa.Column("doc", sa.Text(), nullable=False),
         sa.Column("version", sa.BigInteger(), nullable=False),
         sa.CheckConstraint(
-            "state IN ('delivering', 'active', 'ending', 'ended', 'failed')", name=op.f("ck_leases_state")
+            "state = 'delivering' OR state = 'active' OR state = 'ending' OR state = 'ended' OR state = 'failed'",
+            name=op.f("ck_leases_state"),
         ),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_leases")),
     )
@@ -166,7 +172,8 @@ def upgrade() -> None:
         sa.Column("doc", sa.Text(), nullable=False),
         sa.Column("version", sa.BigInteger(), nullable=False),
         sa.CheckConstraint(
-            "state IN ('running', 'passed', 'failed', 'stopped', 'cancelled')", name=op.f("ck_runs_state")
+            "state = 'running' OR state = 'passed' OR state = 'failed' OR state = 'stopped' OR state = 'cancelled'",
+            name=op.f("ck_runs_state"),
         ),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_runs")),
     )
@@ -186,7 +193,9 @@ def upgrade() -> None:
         sa.Column("status", sa.Text(), nullable=False),
         sa.Column("sealed", sa.Text(), nullable=False),
         sa.Column("at", sa.Double(), nullable=False),
-        sa.CheckConstraint("status IN ('current', 'pending', 'old')", name=op.f("ck_secrets_status")),
+        sa.CheckConstraint(
+            "status = 'current' OR status = 'pending' OR status = 'old'", name=op.f("ck_secrets_status")
+        ),
         sa.PrimaryKeyConstraint("owner", "kind", "status", name=op.f("pk_secrets")),
     )
     op.create_table(
@@ -236,7 +245,7 @@ def upgrade() -> None:
         sa.Column("closed", sa.Double(), nullable=True),
         sa.Column("doc", sa.Text(), nullable=False),
         sa.Column("version", sa.BigInteger(), nullable=False),
-        sa.CheckConstraint("environment IN ('deploy', 'disk')", name=op.f("ck_boots_environment")),
+        sa.CheckConstraint("environment = 'deploy' OR environment = 'disk'", name=op.f("ck_boots_environment")),
         sa.ForeignKeyConstraint(["host"], ["hosts.id"], name=op.f("fk_boots_host_hosts")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_boots")),
     )
@@ -335,7 +344,8 @@ def upgrade() -> None:
         sa.Column("state", sa.Text(), nullable=False),
         sa.Column("doc", sa.Text(), nullable=False),
         sa.CheckConstraint(
-            "state IN ('pending', 'active', 'passed', 'failed', 'held')", name=op.f("ck_run_hosts_state")
+            "state = 'pending' OR state = 'active' OR state = 'passed' OR state = 'failed' OR state = 'held'",
+            name=op.f("ck_run_hosts_state"),
         ),
         sa.ForeignKeyConstraint(["host"], ["hosts.id"], name=op.f("fk_run_hosts_host_hosts")),
         sa.ForeignKeyConstraint(["run"], ["runs.id"], name=op.f("fk_run_hosts_run_runs")),
