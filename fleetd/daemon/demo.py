@@ -325,7 +325,7 @@ def _leases(demo: Demo) -> None:
             demo.ctl("lease", "release", lease["id"], "--yes")
     names = [h["name"] for h in leased]
     if names:
-        demo.live("wait", *names, "--for", "leaseable", "--timeout", "3m", expect=(0,))
+        demo.live("wait", *names, "--for", "leaseable", "--timeout", "3m", "--fail-fast", expect=(0,))
     if leased:
         demo.ctl("host", "history", leased[0]["name"], limit=24)
     demo.ctl("capacity")

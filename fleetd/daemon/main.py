@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import secrets
 import shutil
 import sys
 from pathlib import Path
@@ -168,8 +167,7 @@ def token() -> None:
 @click.option("--for", "term", default="365d", show_default=True, help="How long it is valid.")
 def token_create(config: Path, role: str, name: str, tenant: str | None, term: str) -> None:
     """Make a token and print it once; only its hash is stored."""
-    import hashlib
-
+    from fleetd.api.auth import new_token, token_hash
     from fleetd.daemon.config import load
     from fleetd.kit.clock import SystemClock
     from fleetd.kit.ids import new_id
@@ -180,13 +178,13 @@ def token_create(config: Path, role: str, name: str, tenant: str | None, term: s
 
     if (role == "tenant") != (tenant is not None):
         raise Invalid("--tenant belongs to --role tenant, and to no other")
-    text = "flt_" + secrets.token_urlsafe(32)
+    text = new_token()
     now = SystemClock().wall()
     made = Token(
         id=new_id("token", now),
         name=name or f"{role}-token",
         role=Role(role),
-        hash=hashlib.sha256(text.encode()).hexdigest(),
+        hash=token_hash(text),
         created=now,
         expires=now + seconds(term),
         tenant=tenant,

@@ -100,12 +100,12 @@ class Validate(Step):
             stored = await host_rows.latest_report(ctx.db, ctx.host.id)
             if stored is not None and stored.run == ctx.run.id:
                 return read_report(stored.data), stored.digest
-        nonce = secrets.token_urlsafe(16)
+        nonce = secrets.token_hex(16)
         shell = await ctx.wires.shells.connect(target, timeout=30.0)
         try:
             data = await shell.run(
                 ctx.wires.report,
-                ("--nonce", nonce, "--host", ctx.host.id),
+                (f"--nonce={nonce}", f"--host={ctx.host.id}"),
                 timeout=600.0,
                 max_output=MAX_REPORT,
                 progress=ctx.progress,
