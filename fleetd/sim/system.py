@@ -237,5 +237,10 @@ class System:
 
 
 def _option(arguments: tuple[str, ...], name: str) -> str:
-    """The word after `name`; empty when it is not given."""
-    return arguments[arguments.index(name) + 1] if name in arguments[:-1] else ""
+    """The value of `--name VALUE` or `--name=VALUE`; empty when it is not there. The real program parses in `full`."""
+    for word, after in zip(arguments, [*arguments[1:], ""], strict=True):
+        if word == name:
+            return after
+        if word.startswith(f"{name}="):
+            return word.partition("=")[2]
+    return ""
