@@ -105,6 +105,7 @@ def write_world(folder: Path, plans: Sequence[Plan], *, control: bool = False) -
         *(["faults:", *faults] if faults else []),
     ]
     (folder / "site.yaml").write_text("\n".join(site) + "\n")
+    deaf = any(kind == "deaf-bmc" for plan in plans for found in plan.faults.values() for kind, _ in found)
     config = folder / "fleetd.yaml"
     config.touch(mode=0o600)
     config.write_text(
@@ -116,8 +117,9 @@ def write_world(folder: Path, plans: Sequence[Plan], *, control: bool = False) -
                 f"boot: {{listen: '127.0.0.1:{boot}', url: 'http://127.0.0.1:{boot}'}}",
                 f"playbooks: {ROOT / 'playbooks'}",
                 f"firmware: {ROOT / 'firmware'}",
-                "domain_patience: 20",
-                "bmc_patience: 3",
+                "domain_patience: 60",
+                # A deaf BMC costs three of these; the others must have room on a busy machine.
+                f"bmc_patience: {2 if deaf else 10}",
                 "credentials:",
                 *(f"  {c}: {{username: {u}, password: '{p}'}}" for _, c, u, p, _ in FACTORY.values()),
                 "  factory-ipmi: {username: ADMIN, password: 'admin'}",

@@ -177,7 +177,7 @@ def write_config(folder: Path, plan: DemoPlan) -> Path:
         f"playbooks: {ROOT / 'playbooks'}",
         f"firmware: {ROOT / 'firmware'}",
         "domain_patience: 60",
-        "bmc_patience: 4",
+        f"bmc_patience: {6 if plan.size == 'demo' else 4}",
         "credentials:",
     ]
     lines += [
