@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import signal
 import sys
@@ -45,6 +46,10 @@ async def _serve(loaded: Loaded) -> None:
 
 async def _with_house(loaded: Loaded, house: House, notifier: Notifier, stopping: asyncio.Event) -> None:
     clock, engine = house.services.clock, house.engine
+    # What is loaded by now stays; young objects of a busy ledger are cheap to keep a while (measured: 4 of 33 us a write).
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 20, 50)
     app = build_app(
         house.services,
         engine_age=lambda: clock.steady() - engine.beat,
