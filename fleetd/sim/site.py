@@ -39,6 +39,7 @@ from fleetd.sim.sitefile import FaultSpec, Site, check_fault, load_site, os_addr
 from fleetd.sim.ssh import SshServer
 
 WILDCARD_ABOVE = 64  # addresses; up to here each is bound by itself, so that nothing else of the machine is touched
+FREE_PORT_TRIES = 8
 SITE = "-"  # the record's host name for what concerns all
 
 
@@ -296,8 +297,18 @@ def _fresh(path: Path | None) -> Path | None:
 
 async def _start(wire: Listener, name: str, addresses: Sequence[str], port: int) -> int:
     """Each address by itself while they are few, else one wildcard listener (it drops whoever reached no host)."""
+    where = sorted(addresses) if len(addresses) <= WILDCARD_ABOVE else ["0.0.0.0"]
+    if port == 0:
+        # The port the first address got may be taken on the next: then another one is as good.
+        for _ in range(FREE_PORT_TRIES):
+            try:
+                return await wire.start(where, 0)
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE:
+                    raise
+                await wire.close()
     try:
-        return await wire.start(sorted(addresses) if len(addresses) <= WILDCARD_ABOVE else ["0.0.0.0"], port)
+        return await wire.start(where, port)
     except OSError as error:
         if error.errno not in (errno.EADDRINUSE, errno.EACCES):
             raise

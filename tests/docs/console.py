@@ -113,7 +113,8 @@ def play(page: Path, folder: Path, replace: dict[str, str], *, seconds: float) -
     try:
         output, _ = shell.communicate(timeout=seconds)
     except subprocess.TimeoutExpired:
-        output = ""
+        os.killpg(shell.pid, signal.SIGKILL)
+        output, _ = shell.communicate()
     finally:
         # Whatever the page left running is of the session we started.
         if subprocess.run(["kill", "-0", "--", f"-{shell.pid}"], capture_output=True, check=False).returncode == 0:

@@ -25,12 +25,12 @@ def test_the_tutorial_does_what_it_says(tmp_path_factory: pytest.TempPathFactory
     net = 30 + os.getpid() % 25
     replace = {"127.33.": f"127.{net}.", "127.233.": f"127.{200 + net}."}
     page = console.ROOT / "docs" / "tutorial" / "rack-in-ten-minutes.md"
-    wrong = console.play(page, checkout(tmp_path_factory.mktemp("t")), replace, seconds=55)
+    wrong = console.play(page, checkout(tmp_path_factory.mktemp("t")), replace, seconds=180)
     assert not wrong, "\n".join(wrong)
 
 
 @pytest.mark.slow
 def test_the_tour_of_the_readme_is_real(tmp_path_factory: pytest.TempPathFactory) -> None:
     page = console.ROOT / "README.md"
-    wrong = console.play(page, checkout(tmp_path_factory.mktemp("r")), {}, seconds=90)
+    wrong = console.play(page, checkout(tmp_path_factory.mktemp("r")), {}, seconds=180)
     assert not wrong, "\n".join(wrong)

@@ -16,7 +16,7 @@ from fleetd.model.power import BootDevice, PowerVerb
 
 
 class BootStep(Step):
-    """Arms a fresh nonce, sets the boot device once, power-cycles, waits for the phone-home that returns the nonce."""
+    """Powers off, arms a fresh nonce, sets the boot device once, powers on, waits for the phone-home that returns the nonce."""
 
     name = "boot"
     summary = "boot into the deploy environment or from disk, proven by the phone-home"
@@ -32,7 +32,7 @@ class BootStep(Step):
         patience: float = 900.0
 
     def plan(self, host: Host, params: Any) -> str:
-        return f"power-cycle and boot from {'network into the deploy environment' if params.to == 'deploy' else 'disk'}"
+        return f"power off and boot from {'network into the deploy environment' if params.to == 'deploy' else 'disk'}"
 
     def evidence_of(self, params: Any) -> tuple[frozenset[str], frozenset[str], frozenset[str]]:
         needs = self.needs | ({"image"} if params.to == "disk" else set())
@@ -40,6 +40,10 @@ class BootStep(Step):
 
     async def do(self, ctx: StepContext) -> Outcome:
         params: BootStep.Params = ctx.params
+        # Off first, and proven off: what ran until now may hold this very token (a written disk keeps it) and must not
+        # answer for the boot that is armed next.
+        bmc = await ctx.bmc()
+        ctx.power = await bmc.power(PowerVerb.OFF, timeout=120.0)
         boot = await self._arm(ctx, params)
         if boot is None:
             return fail(
@@ -48,9 +52,8 @@ class BootStep(Step):
                 remedy="run `fleetctl rack bringup`: it writes one",
                 action=Action.RETEST,
             )
-        bmc = await ctx.bmc()
         await bmc.set_boot_once(BootDevice.NETWORK if params.to == "deploy" else BootDevice.DISK, timeout=60.0)
-        ctx.power = await bmc.power(PowerVerb.CYCLE, timeout=180.0)
+        ctx.power = await bmc.power(PowerVerb.ON, timeout=120.0)
         remedy = "look at its console; check cable and DHCP of the boot NIC, and the boot order"
         await ctx.waiting(f"the host phones home from {params.to}", remedy=remedy, seconds=params.patience)
         try:
