@@ -155,7 +155,8 @@ def test_racks_and_catalogue(daemon: House) -> None:
 
 
 def test_wait(daemon: House) -> None:
-    assert hand(daemon, "wait", "lou-a01-01", "--for", "leaseable").code == 0
+    daemon.put("lou-a01-01", alerts=())  # whatever was done to it before, it is proven and at rest
+    assert hand(daemon, "wait", "lou-a01-01", "--for", "leaseable", "--timeout", "10s").code == 0
     assert hand(daemon, "wait", "lou-a01-01", "--for", "state=available").code == 0
     late = hand(daemon, "wait", "lou-a02-[01-02]", "--for", "state=available", "--timeout", "0.1s")
     assert late.code == 7
