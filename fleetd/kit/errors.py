@@ -6,7 +6,8 @@
     ├── Temporary                 the same call may succeed later
     │   ├── Unreachable           nobody answered on the wire
     │   ├── Busy                  it answered: not now (503, node busy, session table full)
-    │   └── DeadlineExceeded      it did not finish in the time it was given
+    │   ├── DeadlineExceeded      it did not finish in the time it was given
+    │   └── Held                  a brake is on; it goes on when that is lifted
     └── Permanent                 repeating the call changes nothing
         ├── AuthFailed            the login was refused
         ├── PinMismatch           the TLS certificate or SSH host key is not the one we pinned
@@ -91,6 +92,14 @@ class DeadlineExceeded(Temporary):
     title = "deadline exceeded"
     status = 504
     exit_code = 7
+
+
+class Held(Temporary):
+    """A brake is on: a destructive step waits for it, however long, within its state's deadline."""
+
+    code = "FLT-1004"
+    title = "held by a brake"
+    default_remedy = "fleetctl thaw, when the reason for the freeze is gone"
 
 
 class Permanent(FleetError):

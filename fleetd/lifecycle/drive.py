@@ -13,7 +13,7 @@ import msgspec
 
 from fleetd.drivers.bmc.capabilities import Bmc
 from fleetd.kit.clock import Clock
-from fleetd.kit.errors import Conflict, FleetError, Refused, StaleClaim, Temporary
+from fleetd.kit.errors import Conflict, FleetError, Held, Refused, StaleClaim, Temporary
 from fleetd.kit.ids import new_id
 from fleetd.kit.logs import get
 from fleetd.kit.retry import backoff
@@ -42,14 +42,6 @@ from fleetd.store.database import Database, Op
 log = get("drive")
 MAX_REWINDS = 3
 _DESTRUCTIBLE = frozenset({State.PREPARING, State.RECLAIMING, State.DELIVERING})
-
-
-class Held(Temporary):
-    """A brake is on: a destructive step waits for it, however long, within its state's deadline."""
-
-    code = "FLT-1004"
-    title = "held by a brake"
-    default_remedy = "fleetctl thaw, when the reason for the freeze is gone"
 
 
 class Surroundings(Protocol):
