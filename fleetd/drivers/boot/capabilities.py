@@ -6,6 +6,10 @@ HTTP, all bounded to 64 KiB:
   environment with ``fleetd.url=<base>`` and ``fleetd.token=<token>`` on the kernel's command line.
 * ``GET /deploy/authorized_keys`` with ``Authorization: Bearer <token>`` -> 200 text, one public key line; 403 otherwise.
 * ``POST /deploy/hello`` with the bearer token and a Hello as JSON -> 204; 403 (unknown, used, expired token), 422.
+* ``GET /deploy/vmlinuz``, ``/deploy/initrd``, ``/deploy/deploy.iso``, ``/boot/ipxe.efi``: files, the same for everybody,
+  nothing secret in them; HEAD and Range.
+* ``GET /images/<sha256>?ticket=<ticket>`` -> the image file by sendfile; HEAD and Range; 403 without a ticket of an open
+  boot for this very image; 503 with Retry-After while the server or the rack is full (the place in the queue is kept).
 """
 
 from __future__ import annotations
@@ -25,6 +29,36 @@ class Hello(msgspec.Struct, frozen=True, kw_only=True):
     boot_id: str
     host_key: str  # "ssh-ed25519 AAAA… comment"
     ssh_port: int = 22
+    sees: dict[str, str] = {}  # what else it found (memory, firmware kind, drives …): for people, never for a decision
+
+
+class BootHost(msgspec.Struct, frozen=True, kw_only=True):
+    """A host that may ask the network for a boot: for DHCP reservations and to name a MAC in the trail."""
+
+    name: str
+    mac: str
+    rack: str
+    site: str
+
+
+class ImageGrant(msgspec.Struct, frozen=True, kw_only=True):
+    """Who fetches: `host` and `rack` are what admission counts by."""
+
+    host: str
+    rack: str
+
+
+class Sighting(msgspec.Struct, frozen=True, kw_only=True):
+    """Something the boot service saw of a machine on its way up. `stage`: dhcp, tftp, script, kernel, initrd, iso, image.
+
+    `mac` where the wire tells it, else empty; `source` an address; `detail` one line; `at` wall seconds.
+    """
+
+    stage: str
+    mac: str = ""
+    source: str = ""
+    detail: str = ""
+    at: float
 
 
 class BootScript(msgspec.Struct, frozen=True, kw_only=True):
@@ -43,3 +77,12 @@ class BootDesk(Protocol):
 
     async def hello(self, token: str, hello: Hello, *, source: str) -> None:
         """A host came up; `source` is the address it called from. Raises Denied (audited) or Invalid."""
+
+    async def grant(self, digest: str, ticket: str, *, source: str) -> ImageGrant:
+        """Who may fetch the image with this sha256 now. Raises Denied (audited)."""
+
+    async def hosts(self) -> list[BootHost]:
+        """All hosts of the inventory that have a boot MAC and are not retired."""
+
+    async def seen(self, sightings: list[Sighting]) -> None:
+        """Add to the trail that `fleetctl boot doctor` reads. Never raises for what a sighting says."""
