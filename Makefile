@@ -5,10 +5,12 @@ PEERS  := .venv-peers
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 SEED   ?= 0
+FLAVOUR ?= mini
+OUT    ?= build/deploy
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-peers lint format bench docs docs-check lock clean
+.PHONY: help setup demo test test-peers lint format bench bench-imaging deploy-image docs docs-check lock clean
 
 help: ## what there is to do
 	@grep -hE '^[a-z-]+:.*?## ' $(MAKEFILE_LIST) | awk -F ':.*?## ' '{printf "  %-12s %s\n", $$1, $$2}'
@@ -48,6 +50,12 @@ format: $(STAMP) ## let ruff write what it can
 
 bench: $(STAMP) ## measure, and print ratios against the peers of the same run
 	$(BIN)/python -m tests.bench
+
+bench-imaging: $(STAMP) ## image serving against nginx, a crowd under admission, and the writer (needs nginx, curl, zstd)
+	$(BIN)/python -m tests.bench imaging_serve imaging_writer
+
+deploy-image: ## kernel, initrd, ISO and network loaders of the deploy environment (FLAVOUR=mini|product, OUT=build/deploy)
+	$(PYTHON) -m deploy.build --flavour $(FLAVOUR) --out $(OUT)
 
 docs: $(STAMP) ## write the reference pages that come from code
 	$(BIN)/python docs/generate.py

@@ -16,6 +16,7 @@ import msgspec
 from fleetd.api import metrics as metrics_module
 from fleetd.checks import registry as checks_registry
 from fleetd.cli.exits import MEANS
+from fleetd.daemon import bootconfig
 from fleetd.daemon import config as config_module
 from fleetd.daemon.main import main as fleetd_command
 from fleetd.drivers.bmc.quirks import every_quirk
@@ -335,9 +336,28 @@ def config() -> str:
             for f in msgspec.structs.fields(struct)
         ]
         parts += [f"## {title}\n", f"{_doc(struct)}\n", _table(("key", "type", "default", ""), rows)]
+    parts += [
+        "## The boot service\n",
+        "`/etc/fleetd/boot.yaml`, read by `fleetd boot`. How it is run: [the boot service](../how-to/boot-service.md).\n",
+    ]
+    for struct in (bootconfig.BootConfig, bootconfig.Limits, bootconfig.Settings):
+        hints, told = get_type_hints(struct), _attributes(struct)
+        rows = [
+            (f"`{f.name}`", _type(hints[f.name]), _default(f), told.get(f.name, ""))
+            for f in msgspec.structs.fields(struct)
+        ]
+        title = "" if struct is bootconfig.BootConfig else f"### {struct.__name__}\n"
+        parts += [title, f"{_doc(struct)}\n", _table(("key", "type", "default", ""), rows)]
     return _page(
         "Configuration", *parts, "An example stands in [deploy with systemd](../how-to/deploy-with-systemd.md).\n"
     )
+
+
+def _attributes(struct: type) -> dict[str, str]:
+    """The `Attributes:` of a docstring."""
+    text = inspect.getdoc(struct) or ""
+    found = re.findall(r"^    ([a-z_, ]+): (.+(?:\n        .+)*)", text.partition("Attributes:")[2], re.MULTILINE)
+    return {name.strip(): " ".join(said.split()) for names, said in found for name in names.split(",")}
 
 
 def _is_part(value: Any) -> bool:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import os
 import secrets
+import tempfile
 from collections.abc import AsyncIterator, Callable
 from functools import cache
 from pathlib import Path
@@ -14,7 +16,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from fleetd.drivers.boot.capabilities import BootScript, Hello
+from fleetd.drivers.boot.admission import Admission
+from fleetd.drivers.boot.capabilities import BootHost, BootScript, Hello, ImageGrant, Sighting
 from fleetd.drivers.boot.listener import BootListener
 from fleetd.drivers.ssh.capabilities import Shell, ShellTarget, Zipapp
 from fleetd.drivers.ssh.client import SshShells
@@ -27,6 +30,7 @@ from fleetd.probe.build import build
 from fleetd.sim.boot import Booter
 from fleetd.sim.faults import Fault
 from fleetd.sim.host import SimHost, Timings
+from fleetd.sim.image import tiny_image
 from fleetd.sim.record import Record
 from fleetd.sim.ssh import SshServer
 
@@ -117,6 +121,9 @@ class Desk:
         self.tokens: dict[str, str] = {}  # valid token -> public key
         self.hellos: asyncio.Queue[tuple[str, Hello, str]] = asyncio.Queue()
         self.asked: list[tuple[str, str, str, str]] = []
+        self.tickets: dict[str, tuple[str, ImageGrant]] = {}  # ticket -> (digest, who may)
+        self.inventory: list[BootHost] = []
+        self.sightings: list[Sighting] = []
 
     def arm(self, mac: str, public: str) -> str:
         token = secrets.token_urlsafe(32)
@@ -139,12 +146,24 @@ class Desk:
             raise Denied("unknown token")
         self.hellos.put_nowait((token, hello, source))
 
+    async def grant(self, digest: str, ticket: str, *, source: str) -> ImageGrant:
+        found = self.tickets.get(ticket)
+        if found is None or found[0] != digest:
+            raise Denied("unknown ticket", why=f"secret reason about {source}")
+        return found[1]
+
+    async def hosts(self) -> list[BootHost]:
+        return self.inventory
+
+    async def seen(self, sightings: list[Sighting]) -> None:
+        self.sightings += sightings
+
 
 class Rig:
     """One boot listener, one SSH wire, one client for any number of simulated hosts on 127.0.0.x."""
 
-    def __init__(self, desk: Desk, listener: BootListener, shells: SshShells, ssh_port: int) -> None:
-        self.desk, self.listener, self.shells, self.ssh_port = desk, listener, shells, ssh_port
+    def __init__(self, desk: Desk, listener: BootListener, shells: SshShells, ssh_port: int, images: Path) -> None:
+        self.desk, self.listener, self.shells, self.ssh_port, self.images = desk, listener, shells, ssh_port, images
         self.hosts: dict[str, SimHost] = {}
         self.tokens: dict[str, str] = {}
 
@@ -192,6 +211,40 @@ class Rig:
             **more,
         }
 
+    def image(self, host: SimHost, name: str = "ubuntu-24.04-gpu", **change: Any) -> dict[str, Any]:
+        """The image of an order to this host, which the listener serves to it."""
+        served, disk = tiny_image(name)
+        digest, ticket = hashlib.sha256(served).hexdigest(), f"ticket-of-{host.name}"
+        path = self.images / digest
+        if not path.exists():
+            path.write_bytes(served)
+        self.desk.tickets[ticket] = (digest, ImageGrant(host=host.name, rack=host.name[:-3]))
+        return {
+            "name": name,
+            "format": "raw.gz",
+            "bytes": len(served),
+            "sha256": digest,
+            "raw_bytes": len(disk),
+            "raw_sha256": hashlib.sha256(disk).hexdigest(),
+            "urls": [f"{self.listener.base_url}/images/{digest}?ticket={ticket}"],
+            **change,
+        }
+
+    def image_order(self, host: SimHost, intent: str = "image-1", **more: Any) -> tuple[dict[str, Any], str]:
+        """(an order to write an image, the private key that its system lets in)."""
+        private, public = new_key_pair("fleetd")
+        host_private, host_public = new_key_pair("host")
+        seed = {
+            "hostname": host.name,
+            "instance_id": f"i-{intent}",
+            "authorized_keys": [public],
+            "host_key_private": host_private,
+            "host_key_public": host_public,
+            "phone_home_url": self.listener.base_url,
+            "phone_home_token": "t" * 40,
+        }
+        return self.order(host, intent, **{"image": self.image(host), "seed": seed, **more}), private
+
     async def host_command(
         self,
         shell: Shell,
@@ -212,14 +265,17 @@ class Rig:
 
 
 @contextlib.asynccontextmanager
-async def rig(depth: Any = "fast", folder: Path | None = None) -> AsyncIterator[Rig]:
+async def rig(
+    depth: Any = "fast", folder: Path | None = None, admission: Admission | None = None
+) -> AsyncIterator[Rig]:
     desk, shells = Desk(), SshShells()
-    listener = BootListener(desk, "127.0.0.1", 0)
+    images = tempfile.TemporaryDirectory()
+    listener = BootListener(desk, "127.0.0.1", 0, images=Path(images.name), admission=admission)
     await listener.start()
     hosts: dict[str, SimHost] = {}
     wire = SshServer(hosts.get, depth=depth, folder=folder)
     port = await wire.start(["127.0.0.1"])
-    made = Rig(desk, listener, shells, port)
+    made = Rig(desk, listener, shells, port, Path(images.name))
     made.hosts = hosts
     try:
         yield made
@@ -229,3 +285,4 @@ async def rig(depth: Any = "fast", folder: Path | None = None) -> AsyncIterator[
         await shells.close()
         await wire.close()
         await listener.stop()
+        images.cleanup()

@@ -19,16 +19,21 @@ from fleetd.api import server
 from fleetd.api.app import build_app
 from fleetd.api.auth import SocketPolicy, new_token, token_hash
 from fleetd.drivers.bmc.capabilities import Bmc
+from fleetd.drivers.image.files import ImageFiles
 from fleetd.kit.clock import SystemClock, rfc3339
 from fleetd.kit.errors import Conflict, Unreachable
+from fleetd.lifecycle.boots import Boots
 from fleetd.lifecycle.certificates import ProofDesk
+from fleetd.lifecycle.images import ImageDesk
 from fleetd.lifecycle.services import Services
 from fleetd.model import proof
 from fleetd.model.access import Role, Token
 from fleetd.model.host import Host, State
+from fleetd.model.image import key_id
 from fleetd.store import access
 from fleetd.store import hosts as host_rows
 from fleetd.store.database import open_database
+from fleetd.store.secrets import Sealer
 from tests.lifecycle.fleet import Fleet, inventory
 from tests.redfish_rig import Rig, rig
 
@@ -51,6 +56,8 @@ class House:
         self.tokens: dict[str, str] = {}
         self.fleet: Fleet
         self.rig: Rig
+        self.boots: Boots
+        self.image_key = proof.new_key()  # signs images that the daemon trusts
         self.engine_age: float | None = 0.5
         self.app: Any = None
         self._heartbeat, self._policy = heartbeat, policy
@@ -115,6 +122,7 @@ class House:
                         await db.commit([access.insert_token(token)])
                 await fill(self)
                 key = proof.new_key()
+                self.boots = Boots(db, fleet.clock, Sealer(bytes(32)), "http://10.77.0.1:8680")
                 services = Services(
                     db=db,
                     clock=fleet.clock,
@@ -124,6 +132,14 @@ class House:
                     leases=fleet.leases,
                     proofs=ProofDesk(db, fleet.clock, key, "louisiana"),
                     brakes=fleet.brakes,
+                    images=ImageDesk(
+                        db,
+                        fleet.clock,
+                        ImageFiles(self.folder / "images", reserve=0),
+                        trusted={key_id(self.image_key.public_key()): self.image_key.public_key()},
+                        signer=key,
+                    ),
+                    boots=self.boots,
                 )
                 self.app = build_app(
                     services,

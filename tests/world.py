@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import os
 import random
+import re
 import socket
 from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
@@ -15,11 +16,14 @@ import msgspec
 
 from fleetd.daemon.config import load
 from fleetd.daemon.wiring import House, build_house
+from fleetd.kit.yamlfile import parse
 from fleetd.model.access import Principal, Role
 from fleetd.model.host import Host
 from fleetd.model.run import Run, RunState
+from fleetd.model.sku import read_sku
 from fleetd.sim.site import SimSite
 from fleetd.sim.sitefile import load_site
+from tests.images import add_images, image_key
 
 ROOT = Path(__file__).resolve().parents[1]
 H100 = "dell.xe9680-h100-8"
@@ -57,7 +61,18 @@ def name_of(rack: str, number: int) -> str:
     return f"{rack}-{number:02}"
 
 
-def write_world(folder: Path, plans: Sequence[Plan], *, control: bool = False) -> Path:
+def playbooks_of(folder: Path, patience: float | None) -> Path:
+    """The shipped playbooks; with `patience`, copies whose boots wait that many seconds for the phone-home."""
+    if patience is None:
+        return ROOT / "playbooks"
+    (folder / "playbooks").mkdir()
+    for path in (ROOT / "playbooks").glob("*.yaml"):
+        text = re.sub(r"boot: \{to: (\w+)", rf"boot: {{to: \1, patience: {patience}", path.read_text())
+        (folder / "playbooks" / path.name).write_text(text)
+    return folder / "playbooks"
+
+
+def write_world(folder: Path, plans: Sequence[Plan], *, control: bool = False, patience: float | None = None) -> Path:
     """Inventory, site file and fleetd.yaml under `folder`; returns the path of fleetd.yaml."""
     boot, redfish, ipmi, ssh = free_port(), free_port(), free_port(), free_port()
     inventory = folder / "inventory"
@@ -106,6 +121,7 @@ def write_world(folder: Path, plans: Sequence[Plan], *, control: bool = False) -
     ]
     (folder / "site.yaml").write_text("\n".join(site) + "\n")
     deaf = any(kind == "deaf-bmc" for plan in plans for found in plan.faults.values() for kind, _ in found)
+    image_key(folder)
     config = folder / "fleetd.yaml"
     config.touch(mode=0o600)
     config.write_text(
@@ -115,8 +131,9 @@ def write_world(folder: Path, plans: Sequence[Plan], *, control: bool = False) -
                 "name: test",
                 f"listen: {{socket: {folder / 'fleetd.sock'}, http: ''}}",
                 f"boot: {{listen: '127.0.0.1:{boot}', url: 'http://127.0.0.1:{boot}'}}",
-                f"playbooks: {ROOT / 'playbooks'}",
+                f"playbooks: {playbooks_of(folder, patience)}",
                 f"firmware: {ROOT / 'firmware'}",
+                "images: {trust: [image-key.pem.pub]}",
                 "domain_patience: 60",
                 # A deaf BMC costs three of these; the others must have room on a busy machine.
                 f"bmc_patience: {2 if deaf else 10}",
@@ -136,6 +153,12 @@ def inventory_files(folder: Path) -> dict[str, str]:
     return {str(p.relative_to(root)): p.read_text() for p in sorted(root.rglob("*.yaml"))}
 
 
+def image_names(folder: Path) -> set[str]:
+    """The images that the SKUs of a world name."""
+    texts = [(p.name, p.read_text()) for p in (folder / "inventory" / "skus").glob("*.yaml")]
+    return {read_sku(parse(text, name)).image for name, text in texts}
+
+
 class World:
     """The simulator and the daemon's house in this process, over real loopback wires."""
 
@@ -144,7 +167,9 @@ class World:
         self.services = house.services
 
     async def apply(self) -> None:
+        """The inventory, and the images its SKUs name."""
         await self.services.inventory.apply(inventory_files(self.folder), who=ADMIN)
+        await add_images(self.services.images, image_key(self.folder), image_names(self.folder))
 
     async def run(self, playbook: str, hosts: str = "all") -> Run:
         """Start and wait for the end."""
@@ -171,9 +196,9 @@ class World:
 
 
 @contextlib.asynccontextmanager
-async def world(folder: Path, *plans: Plan) -> AsyncIterator[World]:
-    """Both, started; parked and closed at the end."""
-    config = write_world(folder, plans or [Plan()])
+async def world(folder: Path, *plans: Plan, patience: float | None = None) -> AsyncIterator[World]:
+    """Both, started; parked and closed at the end. `patience`: seconds that a boot has, in place of the playbooks'."""
+    config = write_world(folder, plans or [Plan()], patience=patience)
     async with SimSite(load_site(folder / "site.yaml")) as sim, build_house(load(config)) as house:
         await house.boot.start()
         ready = asyncio.Event()

@@ -22,6 +22,7 @@ from fleetd.api.auth import Gatekeeper, SocketPolicy
 from fleetd.api.bounds import Bounds
 from fleetd.api.idempotency import Idempotency
 from fleetd.api.resources import (
+    boots,
     brakes,
     capacity,
     certificates,
@@ -29,6 +30,7 @@ from fleetd.api.resources import (
     events,
     health,
     hosts,
+    images,
     inventory,
     leases,
     playbooks,
@@ -55,6 +57,8 @@ _NOUNS = {
     "sites": sites,
     "racks": racks,
     "skus": skus,
+    "images": images,
+    "boots": boots,
     "playbooks": playbooks,
     "checks": checks,
     "brakes": brakes,
@@ -171,6 +175,9 @@ def openapi_document() -> dict[str, Any]:
                 operation.setdefault("parameters", []).append(
                     _header("If-Match", "The ETag you saw; 412 when it changed.")
                 )
+            if operation["operationId"] == "upload_image":
+                stream = {"schema": {"type": "string", "contentMediaType": "application/octet-stream"}}
+                operation["requestBody"] = {"required": True, "content": {"application/octet-stream": stream}}
             if operation["operationId"] == "follow_events":
                 operation["parameters"].append(_header("Last-Event-ID", "The last seq you have."))
     document["components"]["schemas"]["Problem"] = msgspec.json.schema(Problem)["$defs"]["Problem"]
@@ -193,7 +200,7 @@ _CONDITIONAL = frozenset(
         "release_lease",
     }
 )
-_PAGE = re.compile(r"Page_fleetd\.model\.resource\.(\w+?)View_")
+_PAGE = re.compile(r"Page_fleetd\.model\.\w+\.(\w+?)View_")
 
 
 def _renamed(document: dict[str, Any]) -> dict[str, Any]:

@@ -8,9 +8,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import msgspec
 
 from fleetd.kit.clock import rfc3339
+from fleetd.lifecycle.boottrail import Diagnosis, Entry
+from fleetd.model.boot import Boot
+from fleetd.model.bootresource import BootDoctorView, ImageView, OpenBootView, SightingView, SignatureView
 from fleetd.model.check import Finding
 from fleetd.model.event import Event
 from fleetd.model.host import Alert, Host, HostStatus
+from fleetd.model.image import Image
 from fleetd.model.lease import Lease
 from fleetd.model.playbook import Playbook
 from fleetd.model.resource import (
@@ -143,15 +147,18 @@ def run(value: Run, members: list[RunHost]) -> RunView:
     )
 
 
-def run_host(value: RunHost, name: str, steps: tuple[StepSnapshot, ...]) -> RunHostView:
+def run_host(value: RunHost, host: Host | None, steps: tuple[StepSnapshot, ...]) -> RunHostView:
+    """A place in a run; `host` is its host as it stands, None when the ledger lacks it."""
+    waiting = host.status.waiting_for if host is not None and host.run == value.run else None
     return RunHostView(
         host=value.host,
-        name=name,
+        name=value.host if host is None else host.name,
         wave=value.wave,
         state=str(value.state),
         index=value.step,
         step=steps[value.step].name if 0 <= value.step < len(steps) else "",
         attempt=value.attempt,
+        waiting_for="" if waiting is None else waiting.what,
         finding=None if value.finding is None else finding(value.finding),
         started=rfc3339(value.started),
         finished=rfc3339(value.finished),
@@ -228,6 +235,57 @@ def certificate(value: StoredCertificate) -> CertificateView:
         expires=statement.expires,
         revoked=rfc3339(value.revoked),
         reason=value.reason or "",
+    )
+
+
+def image(value: Image, used_by: list[str]) -> ImageView:
+    said = value.manifest
+    return ImageView(
+        id=value.id,
+        name=said.name,
+        format=said.format.value,
+        bytes=said.bytes,
+        sha256=said.sha256,
+        raw_bytes=said.raw_bytes,
+        raw_sha256=said.raw_sha256,
+        source_sha256=said.source_sha256,
+        description=said.description,
+        signed_by=value.signed_by,
+        signature=None
+        if value.signature is None
+        else SignatureView(key=value.signature.key, value=value.signature.value),
+        added=when(value.added),
+        added_by=value.added_by,
+        used_by=used_by,
+        version=value.version,
+    )
+
+
+def boot(host: Host, boot: Boot | None, trail: list[Entry], found: Diagnosis, since: float) -> BootDoctorView:
+    """Where a host's boot stands; `since`: wall second at which the trail begins."""
+    return BootDoctorView(
+        host=host.id,
+        name=host.name,
+        mac=host.spec.boot_mac,
+        boot=None
+        if boot is None
+        else OpenBootView(
+            id=boot.id,
+            environment=boot.environment,
+            armed=when(boot.armed),
+            expires=when(boot.expires),
+            met=rfc3339(boot.met),
+            source=boot.source,
+        ),
+        stage=found.stage,
+        good=found.ok,
+        what=found.what,
+        remedy=found.remedy,
+        remembered_since=when(since),
+        trail=[
+            SightingView(at=when(e.at), stage=e.stage, mac=e.mac, source=e.source, detail=e.detail, answer=e.answer)
+            for e in trail
+        ],
     )
 
 

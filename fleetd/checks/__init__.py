@@ -5,6 +5,6 @@ always gives the same verdict and a certificate can be argued about years later.
 """
 
 from fleetd.checks.context import Context, Expected, Past
-from fleetd.checks.registry import every, headline, run_domain, run_suite
+from fleetd.checks.registry import every, headline, misfit, run_domain, run_suite
 
-__all__ = ["Context", "Expected", "Past", "every", "headline", "run_domain", "run_suite"]
+__all__ = ["Context", "Expected", "Past", "every", "headline", "misfit", "run_domain", "run_suite"]

@@ -10,6 +10,7 @@ from fleetd.checks.registry import Cause, check
 from fleetd.checks.xids import APPLICATION, FATAL, HARMLESS
 from fleetd.model.bmc import is_placeholder
 from fleetd.model.check import Action
+from fleetd.model.proof import NO_GPU
 from fleetd.model.report import PciDevice, Report
 from fleetd.model.sku import Sku
 
@@ -60,6 +61,7 @@ def pci_gpus(devices: list[PciDevice]) -> list[PciDevice]:
 @check(
     id="gpu.count",
     title="All GPUs are there, counted three ways",
+    needs="gpu",
     cause=Cause.PRESENCE,
     source="AzNHC check_gpu_count, gpud gpu-counts; the three-way comparison finds a GPU off the bus",
     why="a tenant who pays for eight GPUs and gets seven loses the whole job at its first collective",
@@ -70,7 +72,7 @@ def pci_gpus(devices: list[PciDevice]) -> list[PciDevice]:
     ),
 )
 def count(judge: Judge, facts: Report, profile: Sku, context: Context) -> None:
-    wanted = profile.gpu.count
+    wanted = profile.gpus.count
     judge.expected = f"{wanted} GPUs on PCI, in NVML and openable"
     nvml = facts.nvml
     lost = {slot(x.pci) for x in facts.xids.v or [] if x.code in OFF_THE_BUS}
@@ -125,6 +127,7 @@ def count(judge: Judge, facts: Report, profile: Sku, context: Context) -> None:
 @check(
     id="gpu.identity",
     title="Every GPU is of the right kind and has an identity of its own",
+    needs="gpu",
     cause=Cause.KIND,
     source="NVML GetUUID, GetSerial, GetName; PCI ids from DCGM diag-skus and captures",
     why="a certificate names these serials; a GPU of another kind makes the host another product",
@@ -135,7 +138,7 @@ def count(judge: Judge, facts: Report, profile: Sku, context: Context) -> None:
     ),
 )
 def identity(judge: Judge, facts: Report, profile: Sku, context: Context) -> None:
-    gpu = profile.gpu
+    gpu = profile.gpus
     judge.expected = f"{gpu.count} x {gpu.name}, PCI id 10de:{gpu.pci_id}, distinct UUIDs and serials"
     by_slot = {slot(d.address): d for d in facts.pci.v or []}
     if facts.pci.v is None:
@@ -163,6 +166,7 @@ def identity(judge: Judge, facts: Report, profile: Sku, context: Context) -> Non
 @check(
     id="gpu.versions",
     title="Driver, VBIOS and GSP firmware are allowed and uniform",
+    needs="gpu",
     cause=Cause.CONFIGURATION,
     source="imbue VBIOS check, gcm VBIOS mismatch; GSP firmware comes with the driver and equals it",
     why="one GPU with another VBIOS runs at other limits and slows the other seven",
@@ -170,7 +174,7 @@ def identity(judge: Judge, facts: Report, profile: Sku, context: Context) -> Non
     remedy="flash the VBIOS of the baseline on PARTS, then power-cycle",
 )
 def versions(judge: Judge, facts: Report, profile: Sku, context: Context) -> None:
-    gpu = profile.gpu
+    gpu = profile.gpus
     judge.expected = f"driver {' or '.join(gpu.driver)}; VBIOS {' or '.join(gpu.vbios)}, the same on all"
     image = f"write the image {profile.image} again: the driver comes with it"
     driver = judge.read("", "driver", facts.nvml.driver)
@@ -193,6 +197,7 @@ def versions(judge: Judge, facts: Report, profile: Sku, context: Context) -> Non
 @check(
     id="gpu.inforom",
     title="The InfoROM of every GPU is valid",
+    needs="gpu",
     cause=Cause.FATAL,
     source="nvmlDeviceValidateInforom; NVSentinel: DCGM_FR_CORRUPT_INFOROM asks for a reset",
     why="a corrupt InfoROM loses the record of bad memory",
@@ -208,6 +213,7 @@ def inforom(judge: Judge, facts: Report, profile: Sku, context: Context) -> None
 @check(
     id="gpu.memory",
     title="Every GPU shows its full memory",
+    needs="gpu",
     cause=Cause.FATAL,
     source="NVML GetMemoryInfo v1 total, captured per model",
     why="missing memory means retired rows beyond the reserve (Xid 168), and jobs that do not fit",
@@ -215,7 +221,7 @@ def inforom(judge: Judge, facts: Report, profile: Sku, context: Context) -> None
     remedy="replace PARTS: its memory shrank or it is another model",
 )
 def memory(judge: Judge, facts: Report, profile: Sku, context: Context) -> None:
-    wanted, slack = profile.gpu.memory_mib, profile.gpu.memory_tolerance
+    wanted, slack = profile.gpus.memory_mib, profile.gpus.memory_tolerance
     judge.expected = f"{wanted} MiB within {slack:.1%}"
     for part, gpu in judge.gpus(facts, profile):
         size = judge.read(part, "memory MiB", gpu.memory_mib)
@@ -226,6 +232,7 @@ def memory(judge: Judge, facts: Report, profile: Sku, context: Context) -> None:
 @check(
     id="gpu.ecc",
     title="ECC is on and counts no uncorrectable error",
+    needs="gpu",
     cause=Cause.FATAL,
     source="AzNHC check_gpu_ecc, gcm, gpud ecc; DCGM_FR_ECC_DISABLED",
     why="an uncorrectable error ends the job that meets it; without ECC it silently spoils the result",
@@ -233,7 +240,7 @@ def memory(judge: Judge, facts: Report, profile: Sku, context: Context) -> None:
     remedy="reset PARTS, then retest; the second time send it to field diagnosis",
 )
 def ecc(judge: Judge, facts: Report, profile: Sku, context: Context) -> None:
-    most = profile.gpu.sram_uncorrectable_max
+    most = profile.gpus.sram_uncorrectable_max
     judge.expected = f"ECC on, no change pending; DRAM uncorrectable 0, SRAM uncorrectable at most {most}"
     switch_on = "switch ECC on for PARTS (`nvidia-smi -e 1`) and reboot"
     for part, gpu in judge.gpus(facts, profile):
@@ -250,6 +257,7 @@ def ecc(judge: Judge, facts: Report, profile: Sku, context: Context) -> None:
 @check(
     id="gpu.row-remap",
     title="No row remap failed, none waits, few were needed",
+    needs="gpu",
     cause=Cause.FATAL,
     source="AzNHC and DCGM remapped rows; NVSentinel: DCGM_FR_PENDING_ROW_REMAP asks for a reset",
     why="a pending remap means the bad row is still in use",
@@ -257,7 +265,7 @@ def ecc(judge: Judge, facts: Report, profile: Sku, context: Context) -> None:
     remedy="reset PARTS, so that the pending remap takes effect, then retest",
 )
 def row_remap(judge: Judge, facts: Report, profile: Sku, context: Context) -> None:
-    most = profile.gpu.remapped_rows_max
+    most = profile.gpus.remapped_rows_max
     judge.expected = f"no failure, none pending, at most {most} rows remapped for uncorrectable errors"
     replace = "replace PARTS: it has no good rows left to remap to, or needed too many"
     for part, gpu in judge.gpus(facts, profile):
@@ -273,6 +281,7 @@ def row_remap(judge: Judge, facts: Report, profile: Sku, context: Context) -> No
 @check(
     id="gpu.recovery-action",
     title="No GPU asks for recovery",
+    needs="gpu",
     cause=Cause.FATAL,
     source="NVML_FI_DEV_GET_GPU_RECOVERY_ACTION (230), driver R570 and later; the same as Xid 154",
     why="the driver itself says that this GPU is not fit until recovered",
@@ -291,6 +300,7 @@ def recovery_action(judge: Judge, facts: Report, profile: Sku, context: Context)
 @check(
     id="gpu.xid",
     title="The driver logged no fatal Xid in this boot",
+    needs="gpu",
     cause=Cause.FATAL,
     source="kernel log; NVIDIA's Xid catalogue (checks/xids.py)",
     why="an Xid of this list in an idle host comes back under load",
@@ -327,7 +337,7 @@ def xid(judge: Judge, facts: Report, profile: Sku, context: Context) -> None:
             )
             judge.must(False, part, f"Xid {code} {text}, {times}x", action, remedies.get(action, ""))
     if applications:
-        most = profile.gpu.app_xids_max
+        most = profile.gpus.app_xids_max
         judge.must(
             applications <= most,
             "",
@@ -340,6 +350,7 @@ def xid(judge: Judge, facts: Report, profile: Sku, context: Context) -> None:
 @check(
     id="gpu.throttle",
     title="No GPU is slowed down by heat or power",
+    needs="gpu",
     cause=Cause.STATE,
     source="NVML clocks event reasons; AzNHC, gpud hw-slowdown",
     why="one slow GPU sets the pace of all",
@@ -347,12 +358,12 @@ def xid(judge: Judge, facts: Report, profile: Sku, context: Context) -> None:
     remedy="check heat sink or cold plate, and the air or water flow, of PARTS",
 )
 def throttle(judge: Judge, facts: Report, profile: Sku, context: Context) -> None:
-    forbidden = profile.gpu.forbidden_throttle
+    forbidden = profile.gpus.forbidden_throttle
     judge.expected = "none of: " + ", ".join(text for bit, text in REASONS.items() if bit & forbidden)
     read = [(part, judge.read(part, "event reasons", gpu.throttle)) for part, gpu in judge.gpus(facts, profile)]
     masks = [mask for _, mask in read if mask is not None]
     supply = "the power brake holds all GPUs: check the power supplies, the PDU and the rack's power cap"
-    whole = bool(masks) and len(masks) == profile.gpu.count and all(mask & POWER_BRAKE for mask in masks)
+    whole = bool(masks) and len(masks) == profile.gpus.count and all(mask & POWER_BRAKE for mask in masks)
     for part, mask in read:
         if mask is not None:
             bad = [text for bit, text in REASONS.items() if bit & mask & forbidden]
@@ -364,6 +375,7 @@ def throttle(judge: Judge, facts: Report, profile: Sku, context: Context) -> Non
 @check(
     id="gpu.temperature",
     title="No idle GPU is hot",
+    needs="gpu",
     cause=Cause.STATE,
     source="NVML temperature; vessl: warn at 85, critical at 95 degrees Celsius",
     why="a GPU that is hot without work has lost its cooling",
@@ -371,7 +383,7 @@ def throttle(judge: Judge, facts: Report, profile: Sku, context: Context) -> Non
     remedy="check heat sink or cold plate of PARTS, fans and coolant",
 )
 def temperature(judge: Judge, facts: Report, profile: Sku, context: Context) -> None:
-    most = profile.gpu.temperature_max_c
+    most = profile.gpus.temperature_max_c
     judge.expected = f"at most {most} C"
     for part, gpu in judge.gpus(facts, profile):
         value = judge.read(part, "temperature C", gpu.temperature_c)
@@ -382,6 +394,7 @@ def temperature(judge: Judge, facts: Report, profile: Sku, context: Context) -> 
 @check(
     id="gpu.power-limit",
     title="The power limit is the factory's",
+    needs="gpu",
     cause=Cause.STATE,
     source="NVML enforced and default power limit; DCGM target_power",
     why="a limit left low by the last user makes the GPU slow and nothing says why",
@@ -389,7 +402,7 @@ def temperature(judge: Judge, facts: Report, profile: Sku, context: Context) -> 
     remedy="set the power limit of PARTS to the SKU's (`nvidia-smi -pl`)",
 )
 def power_limit(judge: Judge, facts: Report, profile: Sku, context: Context) -> None:
-    wanted = profile.gpu.power_limit_w
+    wanted = profile.gpus.power_limit_w
     judge.expected = f"enforced = default = {wanted} W"
     for part, gpu in judge.gpus(facts, profile):
         judge.equal(part, "power limit W", gpu.power_limit_w, wanted)
@@ -399,6 +412,7 @@ def power_limit(judge: Judge, facts: Report, profile: Sku, context: Context) -> 
 @check(
     id="gpu.idle",
     title="No leftover process, MIG off",
+    needs="gpu",
     cause=Cause.STATE,
     source="NVML processes and MIG mode; gcm, DCGM r1 (severity: configuration, never hardware)",
     why="a leftover process holds memory and may read the next tenant's",
@@ -412,3 +426,29 @@ def idle(judge: Judge, facts: Report, profile: Sku, context: Context) -> None:
         mig = judge.read(part, "MIG", gpu.mig)
         if mig is not None:
             judge.must(not mig, part, "MIG is on")
+
+
+@check(
+    id=NO_GPU,
+    title="A host without GPUs shows none",
+    needs="no-gpu",
+    cause=Cause.KIND,
+    source="sysfs PCI devices of vendor 10de, classes 0300 and 0302",
+    why="a GPU that nobody rents out is unproven hardware in a tenant's hands, and the host is another SKU",
+    action=Action.FIX_INVENTORY,
+    remedy="give the host the SKU it really is, or take PARTS out",
+)
+def absent(judge: Judge, facts: Report, profile: Sku, context: Context) -> None:
+    judge.expected = "no NVIDIA display or 3D controller on the PCI bus"
+    devices = facts.pci.v
+    if devices is None:
+        judge.unread("", "PCI devices not read", facts.pci.reason)
+        return
+    judge.must(bool(devices), "", "not one PCI device in the report", Action.RETEST, "retest: the listing is empty")
+    found = pci_gpus(devices)
+    judge.note("PCI devices", len(devices))
+    for device in found[:16]:
+        judge.must(
+            False, f"GPU at {clean(slot(device.address), 16)}", f"PCI id {clean(device.vendor)}:{clean(device.device)}"
+        )
+    judge.measured = f"{len(devices)} PCI devices, no GPU"

@@ -116,8 +116,13 @@ class Judge:
             self.must(value == wanted, part, f"{what} {clean(value)}, must be {clean(wanted)}", action)
 
     def gpus(self, facts: Report, profile: Sku) -> Iterator[tuple[str, Gpu]]:
-        """("GPU 3", facts) of every GPU that opened; a lost or missing one is unread: nothing passes without it."""
+        """("GPU 3", facts) of every GPU that opened; a lost or missing one is unread: nothing passes without it.
+
+        None of a host whose SKU has no GPUs: what shows up there is the finding of `gpu.absent`.
+        """
         nvml = facts.nvml
+        if profile.gpu is None:
+            return
         if not nvml.gpus and self.read("", "NVML", nvml.init) is None:
             return
         wanted = profile.gpu.count

@@ -27,6 +27,7 @@ def _fault(port: Port, rate: int) -> str:
 @check(
     id="network.nics",
     title="All compute ports are up and at their rate",
+    needs="network",
     cause=Cause.LINK,
     source="sysfs infiniband ports; AzNHC check_hw_ib, gpud at_least_ports and at_least_rate",
     why="a port that is down or slow cuts the GPU beside it off from the other hosts",

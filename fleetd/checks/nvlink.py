@@ -38,6 +38,7 @@ def cluster(fabric: Fabric) -> str:
 @check(
     id="nvlink.switches",
     title="All NVSwitches of the host are on the PCI bus",
+    needs="gpu",
     cause=Cause.PRESENCE,
     source="PCI class 0680 vendor 10de; gpud: H100/H200 four 22a3, A100 six 1af1, none on B200 and on NVL72 trays",
     why="without a switch all GPUs lose the links that go through it",
@@ -45,7 +46,7 @@ def cluster(fabric: Fabric) -> str:
     remedy="power-cycle the host at the outlet; if the switch stays away, replace the GPU baseboard",
 )
 def switches(judge: Judge, facts: Report, profile: Sku, context: Context) -> None:
-    wanted, device = profile.gpu.nvlink.switches, profile.gpu.nvlink.switch_pci_id.lower()
+    wanted, device = profile.gpus.nvlink.switches, profile.gpus.nvlink.switch_pci_id.lower()
     judge.expected = f"{wanted} x {NVIDIA}:{device}" if device else "none to see"
     devices = facts.pci.v
     if devices is None:
@@ -59,6 +60,7 @@ def switches(judge: Judge, facts: Report, profile: Sku, context: Context) -> Non
 @check(
     id="nvlink.links",
     title="Every NVLink of every GPU is up",
+    needs="gpu",
     cause=Cause.LINK,
     source="nvmlDeviceGetNvLinkState; AzNHC, gpud nvlink, OCI count table",
     why="one link down takes its share of bandwidth from every collective",
@@ -69,7 +71,7 @@ def switches(judge: Judge, facts: Report, profile: Sku, context: Context) -> Non
     ),
 )
 def links(judge: Judge, facts: Report, profile: Sku, context: Context) -> None:
-    wanted = profile.gpu.nvlink.links
+    wanted = profile.gpus.nvlink.links
     judge.expected = f"{wanted} links up on each GPU"
     for part, gpu in judge.gpus(facts, profile):
         told = gpu.links.v
@@ -99,6 +101,7 @@ def links(judge: Judge, facts: Report, profile: Sku, context: Context) -> None:
 @check(
     id="nvlink.speed",
     title="Every NVLink runs at its full speed and version",
+    needs="gpu",
     cause=Cause.LINK,
     source="NVML field NVLINK_SPEED_MBPS_COMMON: 26.562 GB/s one way on Hopper, 53.125 on Blackwell (captured)",
     why="a link that trained slow halves what goes over it and looks like a healthy one",
@@ -106,7 +109,7 @@ def links(judge: Judge, facts: Report, profile: Sku, context: Context) -> None:
     remedy="reset all GPUs of the host together, then retest; if PARTS trains slow again, replace the baseboard",
 )
 def speed(judge: Judge, facts: Report, profile: Sku, context: Context) -> None:
-    nvlink = profile.gpu.nvlink
+    nvlink = profile.gpus.nvlink
     judge.expected = f"{nvlink.mb_per_s} MB/s one way, NVLink {nvlink.version}, on {nvlink.links} links of each GPU"
     for part, gpu in judge.gpus(facts, profile):
         if gpu.links.v is None:
@@ -138,6 +141,7 @@ def speed(judge: Judge, facts: Report, profile: Sku, context: Context) -> None:
 @check(
     id="nvlink.topology",
     title="Every pair of GPUs talks over NVLink",
+    needs="gpu",
     cause=Cause.PATH,
     source="topology matrix as `nvidia-smi topo -m`; AWS 3-topology-check, AzNHC hw_topology, vllm issue 16336",
     why="a pair at NODE or SYS goes over PCIe and CPU at a tenth of the speed while every link counts as up",
@@ -148,7 +152,7 @@ def speed(judge: Judge, facts: Report, profile: Sku, context: Context) -> None:
     ),
 )
 def topology(judge: Judge, facts: Report, profile: Sku, context: Context) -> None:
-    number, wanted = profile.gpu.count, profile.gpu.nvlink.topology
+    number, wanted = profile.gpus.count, profile.gpus.nvlink.topology
     judge.expected = f"{wanted} for all {number * (number - 1)} ordered pairs"
     matrix = facts.nvml.topology.v
     if matrix is None:
@@ -188,6 +192,7 @@ def topology(judge: Judge, facts: Report, profile: Sku, context: Context) -> Non
 @check(
     id="nvlink.fabric",
     title="Every GPU has joined the fabric",
+    needs="gpu",
     cause=Cause.FABRIC,
     source="nvmlDeviceGetGpuFabricInfoV: state, status, cluster UUID, clique, health mask; gpud, k8s-test-infra",
     why="CUDA starts on no GPU of the host before its fabric is completed",
@@ -198,7 +203,7 @@ def topology(judge: Judge, facts: Report, profile: Sku, context: Context) -> Non
     ),
 )
 def fabric(judge: Judge, facts: Report, profile: Sku, context: Context) -> None:
-    rule = profile.gpu.fabric
+    rule = profile.gpus.fabric
     judge.expected = "state completed, status 0" + (", one cluster UUID and clique" if rule.cluster_uuid else "")
     if not rule.required:
         judge.expected += ", or no fabric"
@@ -246,6 +251,7 @@ def _health(judge: Judge, part: str, mask: int) -> None:
 @domain_check(
     id="nvlink.domain",
     title="All trays of the NVLink domain are in one fabric",
+    needs="domain",
     cause=Cause.FABRIC,
     source=("Azure rack_topology: 18 hosts a ClusterUUID; no public suite names the odd tray"),
     why="a tray cabled into another rack's fabric, or in none, splits the domain a tenant rents as one",

@@ -14,6 +14,7 @@ from fleetd.model.sku import Sku
 @check(
     id="pcie.link",
     title="The PCIe link of every GPU is wide and new enough",
+    needs="gpu",
     cause=Cause.LINK,
     source="NVML link generation and width; DCGM min_pci_generation; captures: Gen 5 x16 on HGX H100, H200, B200",
     why="a GPU at x8, or in a Gen 4 path, feeds data at half the speed",
@@ -21,7 +22,7 @@ from fleetd.model.sku import Sku
     remedy="power-cycle; if it trains the same, reseat PARTS and its riser, look for a bent pin",
 )
 def link(judge: Judge, facts: Report, profile: Sku, context: Context) -> None:
-    want = profile.gpu.pcie
+    want = profile.gpus.pcie
     judge.expected = f"Gen {want.generation} possible (an idle link may drop), x{want.width} always"
     for part, gpu in judge.gpus(facts, profile):
         most = judge.read(part, "generation possible", gpu.pcie_generation_max)
@@ -38,6 +39,7 @@ def link(judge: Judge, facts: Report, profile: Sku, context: Context) -> None:
 @check(
     id="pcie.chain",
     title="GPUs and compute NICs trained at their own full width",
+    needs="gpu-or-network",
     cause=Cause.LINK,
     source="sysfs current_link_width against max_link_width; kernel: 'limited by ... x8 link'",
     why="NVML tells nothing of the NIC beside the GPU, whose lost lanes cut the network in half",
@@ -55,8 +57,8 @@ def chain(judge: Judge, facts: Report, profile: Sku, context: Context) -> None:
     wanted: dict[str, str] = {}
     names = {slot(g.pci.v): f"GPU {g.index}" for g in facts.nvml.gpus if g.pci.v}
     gpus = pci_gpus(devices)
-    if len(gpus) < profile.gpu.count:
-        judge.unread("", f"{len(gpus)} of {profile.gpu.count} GPUs on the PCI bus")
+    if len(gpus) < profile.gpu_count:
+        judge.unread("", f"{len(gpus)} of {profile.gpu_count} GPUs on the PCI bus")
     for device in gpus:
         wanted[slot(device.address)] = names.get(slot(device.address), f"GPU at {slot(device.address)}")
     compute = [n for n in nics if any((p.rate_gbps.v or 0) >= profile.network.rate_gbps for p in n.ports)]
@@ -68,7 +70,7 @@ def chain(judge: Judge, facts: Report, profile: Sku, context: Context) -> None:
             judge.unread(nic.name, "PCI address not read", nic.pci.reason)
         else:
             wanted[slot(address)] = clean(nic.name, 16)
-    for address, part in list(wanted.items())[: 4 * (profile.gpu.count + profile.network.count)]:
+    for address, part in list(wanted.items())[: 4 * (profile.gpu_count + profile.network.count)]:
         found = here.get(address)
         if found is None:
             judge.unread(part, f"no PCI device at {clean(address)}")

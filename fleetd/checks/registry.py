@@ -12,13 +12,14 @@ import pkgutil
 from collections.abc import Callable, Iterable, Mapping
 from enum import IntEnum
 from functools import cache
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import msgspec
 
 from fleetd.checks.context import Context, Past
 from fleetd.checks.judge import Judge, clean
 from fleetd.model.check import Action, CheckInfo, Finding, Outcome, Verdict
+from fleetd.model.proof import NO_GPU
 from fleetd.model.report import Report
 from fleetd.model.sku import RepairProfile, Sku
 
@@ -37,10 +38,29 @@ class Cause(IntEnum):
     STATE = 9  # limits, throttling, leftovers
 
 
+Needs = Literal["", "gpu", "no-gpu", "network", "gpu-or-network", "domain"]
 HostBody = Callable[[Judge, Report, Sku, Context], None]
 DomainBody = Callable[[Mapping[str, Judge], Mapping[str, Report], Sku, Context], None]
 HostCheck = Callable[[str, Report, Sku, Context], Verdict]
 DomainCheck = Callable[[str, Mapping[str, Report], Sku, Context], dict[str, Verdict]]
+
+
+# What a check asks of the SKU before it makes sense there: the one list of it. A suite that names a check of another
+# SKU is refused when the inventory is read; one that comes to it all the same gets `not_run`, which is never a pass.
+NEEDS: dict[str, tuple[str, Callable[[Sku], bool]]] = {
+    "": ("", lambda sku: True),
+    "gpu": ("the SKU has no GPUs", lambda sku: sku.gpu is not None),
+    "no-gpu": ("the SKU has GPUs", lambda sku: sku.gpu is None),
+    "network": ("the SKU has no compute ports", lambda sku: sku.network.count > 0),
+    "gpu-or-network": (
+        "the SKU has neither GPUs nor compute ports",
+        lambda sku: sku.gpu is not None or sku.network.count > 0,
+    ),
+    "domain": (
+        "the SKU describes no NVLink domain of several hosts",
+        lambda sku: sku.gpu is not None and sku.domain is not None,
+    ),
+}
 
 
 class Check(NamedTuple):
@@ -69,6 +89,7 @@ def check(
     *,
     id: str,  # noqa: A002
     title: str,
+    needs: Needs = "",
     cause: Cause,
     source: str,
     why: str,
@@ -78,6 +99,7 @@ def check(
     """Register a host check. The body writes on a Judge; what comes back is the pure function of the design.
 
     Args:
+        needs: what the SKU must describe (`NEEDS`); for another SKU it gives `not_run`.
         source: where the criterion comes from; why: what a fault of it does to a tenant.
         action, remedy: what is asked for unless the body asks for more; `PARTS` in a remedy names the parts.
     """
@@ -85,12 +107,15 @@ def check(
     def register(body: HostBody) -> HostCheck:
         def run(host: str, facts: Report, profile: Sku, context: Context) -> Verdict:
             judge = Judge(id, host, action, remedy)
-            body(judge, facts, profile, context)
+            if lack := lacking(needs, profile):
+                judge.unread("", lack)
+            else:
+                body(judge, facts, profile, context)
             return judge.verdict()
 
         _add(
             Check(
-                CheckInfo(id=id, title=title, subject="host", source=source, why=why),
+                CheckInfo(id=id, title=title, subject="host", source=source, why=why, needs=needs),
                 cause,
                 action,
                 remedy,
@@ -107,6 +132,7 @@ def domain_check(
     *,
     id: str,  # noqa: A002
     title: str,
+    needs: Needs = "",
     cause: Cause,
     source: str,
     why: str,
@@ -119,12 +145,16 @@ def domain_check(
         def run(domain: str, reports: Mapping[str, Report], profile: Sku, context: Context) -> dict[str, Verdict]:
             hosts = dict.fromkeys((*reports, *context.domain_members))
             judges = {host: Judge(id, domain, action, remedy) for host in hosts}
-            body(judges, reports, profile, context)
+            if lack := lacking(needs, profile):
+                for judge in judges.values():
+                    judge.unread("", lack)
+            else:
+                body(judges, reports, profile, context)
             return {host: judge.verdict() for host, judge in judges.items()}
 
         _add(
             Check(
-                CheckInfo(id=id, title=title, subject="domain", source=source, why=why),
+                CheckInfo(id=id, title=title, subject="domain", source=source, why=why, needs=needs),
                 cause,
                 action,
                 remedy,
@@ -156,6 +186,24 @@ def _all() -> dict[str, Check]:
 def every() -> list[CheckInfo]:
     """Metadata of all checks, by id: lists, docs, and the test that every SKU names only checks that exist."""
     return [_all()[id_].info for id_ in sorted(_all())]
+
+
+def lacking(needs: str, sku: Sku) -> str:
+    """Why a check with these needs makes no sense for this SKU; empty when it does."""
+    why, fits = NEEDS[needs]
+    return "" if fits(sku) else why
+
+
+def misfit(sku: Sku) -> tuple[tuple[str | int, ...], str, str] | None:
+    """(place in the SKU's file, what, why) of the first check that stands in a suite and does not fit the SKU."""
+    for suite in ("acceptance", "quick"):
+        for i, id_ in enumerate(sku.suite(suite)):
+            found = find(id_)
+            if found is not None and (why := lacking(found.info.needs, sku)):
+                return (suite, i), f"check `{id_}` cannot stand in `{suite}`", why
+    if sku.gpu is None and NO_GPU not in sku.acceptance:
+        return ("acceptance",), f"`acceptance` lacks `{NO_GPU}`", "a host without GPUs proves that it has none"
+    return None
 
 
 def find(id_: str) -> Check | None:

@@ -13,6 +13,11 @@ from fleetd.model.sku import Sku
 KIB_PER_GIB = 1024 * 1024
 
 
+def _gib(size: float) -> str:
+    """Whole numbers where they tell enough; a small host's memory needs its hundredths."""
+    return f"{size:.0f}" if size >= 16 else f"{size:.2f}"
+
+
 @check(
     id="system.identity",
     title="Serial and UUID are those that fleetd expects",
@@ -62,13 +67,15 @@ def cpu_memory(judge: Judge, facts: Report, profile: Sku, context: Context) -> N
     want = profile.cpu
     floor = want.memory_gib * (1 - want.memory_tolerance)
     dimms = "" if want.dimms is None else f", {want.dimms} DIMMs"
-    judge.expected = f"{want.sockets} sockets, {want.cores} cores, {want.memory_gib} GiB (at least {floor:.0f}){dimms}"
+    judge.expected = (
+        f"{want.sockets} sockets, {want.cores} cores, {want.memory_gib} GiB (at least {_gib(floor)}){dimms}"
+    )
     system = facts.system
     judge.equal("CPU", "sockets", system.sockets, want.sockets)
     judge.equal("CPU", "cores", system.cores, want.cores)
     memory = judge.read("memory", "KiB", system.memory_kib)
     if memory is not None:
-        judge.must(memory >= floor * KIB_PER_GIB, "memory", f"{memory / KIB_PER_GIB:.0f} GiB")
+        judge.must(memory >= floor * KIB_PER_GIB, "memory", f"{_gib(memory / KIB_PER_GIB)} GiB")
     if want.dimms is not None and system.dimms.v is None:
         judge.unread("DIMM", "DIMMs not read", system.dimms.reason)
     elif want.dimms is not None:

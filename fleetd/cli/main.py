@@ -6,11 +6,13 @@ import click
 
 from fleetd import __version__
 from fleetd.cli import brake, catalogue, doctor, events, wait
+from fleetd.cli.boot import boot
 from fleetd.cli.capacity import capacity
 from fleetd.cli.certificate import certificate
 from fleetd.cli.context import DEFAULT_SOCKET, Hand, Main, output_option
 from fleetd.cli.exits import MEANS
 from fleetd.cli.host import host
+from fleetd.cli.image import image
 from fleetd.cli.inventory import inventory
 from fleetd.cli.lease import lease
 from fleetd.cli.rack import rack
@@ -54,7 +56,9 @@ for command in (
     catalogue.site,
     rack,
     catalogue.sku,
+    image,
     host,
+    boot,
     run,
     catalogue.playbook,
     catalogue.check,

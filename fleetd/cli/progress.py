@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -71,7 +71,7 @@ class _Lines:
     def __call__(self, run: RunView, hosts: list[RunHostView]) -> None:
         fresh: dict[str, list[str]] = {}
         for host in hosts:
-            line = describe(host)
+            line = describe(host) + (how_far(host) if len(hosts) <= MAX_NAMES else "")
             if host.state != "pending" and self._told.get(host.host) != line:
                 fresh.setdefault(line, []).append(host.name)
             self._told[host.host] = line
@@ -86,6 +86,14 @@ def describe(host: RunHostView) -> str:
     if host.finding is not None:
         return f"{host.state} in {host.step}: {host.finding.code}: {host.finding.message}"
     return host.state
+
+
+def how_far(host: RunHostView) -> str:
+    """`: 43 % (0.9 GiB of 2.1 GiB) written to drive S1`, where its step tells; a mere wait is no progress."""
+    begins = f"{host.step}: "
+    if host.state != "active" or not host.waiting_for.startswith(begins):
+        return ""
+    return f": {host.waiting_for.removeprefix(begins)}"
 
 
 def fold(names: list[str]) -> str:
@@ -104,9 +112,12 @@ def _picture(run: RunView, hosts: list[RunHostView]) -> Any:
 
     at_work = Counter(host.step for host in hosts if host.state == "active")
     named: dict[str, list[str]] = {}
+    far: dict[str, str] = {}  # of one host in the step, where it tells
     for host in hosts:
         if host.state == "active":
             named.setdefault(host.step, []).append(host.name)
+            if told := how_far(host):
+                far.setdefault(host.step, f"{host.name}{told}")
     table = Table.grid(padding=(0, 2))
     passed, total = run.counts.get("passed", 0), sum(run.counts.values())
     table.add_row(
@@ -114,7 +125,8 @@ def _picture(run: RunView, hosts: list[RunHostView]) -> Any:
     )
     for step in run.steps:
         if at_work[step.name]:
-            table.add_row(f"  {step.name}", str(at_work[step.name]), Text(fold(named[step.name])), "")
+            shown = far.get(step.name) or fold(named[step.name])
+            table.add_row(f"  {step.name}", str(at_work[step.name]), Text(shown), "")
     for state in ("pending", "failed", "held"):
         if run.counts.get(state):
             names = [host.name for host in hosts if host.state == state]
@@ -122,6 +134,23 @@ def _picture(run: RunView, hosts: list[RunHostView]) -> Any:
                 Text(f"  {state}", style="red" if state == "failed" else ""), str(len(names)), Text(fold(names)), ""
             )
     return table
+
+
+@contextmanager
+def bar(title: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A function that is told how many bytes are done. A bar on a terminal, nothing elsewhere; on stderr."""
+    if not sys.stderr.isatty():
+        yield lambda _done: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(binary_units=True))
+    with Progress(
+        *columns, TransferSpeedColumn(), TimeRemainingColumn(), console=Console(stderr=True), transient=True
+    ) as shown:
+        task = shown.add_task(title, total=total)
+        yield lambda done: shown.update(task, completed=done)
 
 
 def countdown(seconds: float | None) -> str:

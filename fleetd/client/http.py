@@ -12,8 +12,8 @@ import json
 import os
 import socket
 import ssl
-from collections.abc import Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Mapping
+from typing import IO, Any, NamedTuple
 from urllib.parse import quote, urlencode, urlsplit
 
 from fleetd.kit.errors import (
@@ -30,6 +30,7 @@ from fleetd.kit.errors import (
 
 MAX_ANSWER = 256 * 1024 * 1024
 CONNECT_SECONDS = 10.0
+UPLOAD_PIECE = 256 * 1024
 _BY_CODE = {cls.code: cls for cls in every_error()}
 
 
@@ -172,6 +173,59 @@ class Http:
             yield self._lines(response)
         finally:
             connection.close()
+
+    def upload(
+        self,
+        path: str,
+        file: IO[bytes],
+        size: int,
+        *,
+        headers: Mapping[str, str],
+        timeout: float,
+        sent: Callable[[int], None],
+    ) -> Reply:
+        """PUT a file on a connection of its own, never read into memory.
+
+        Args:
+            size: bytes of the file from where it stands. headers: beside the usual ones.
+            timeout: seconds for one piece to leave, and for the answer to come once all is sent.
+            sent: told how many bytes are out.
+
+        Raises: as `request`. An answer that comes before the end (a refusal) is taken.
+        """
+        connection = self._connect(timeout)
+        try:
+            try:
+                connection.putrequest("PUT", path)
+                own = {"Content-Type": "application/octet-stream", "Content-Length": str(size)}
+                for name, value in (self._headers() | own | dict(headers)).items():
+                    connection.putheader(name, value)
+                connection.endheaders()
+                # It may refuse in the middle and hang up: what it says then still counts.
+                with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                    self._pour(connection, file, size, sent)
+                response = connection.getresponse()
+                data = response.read(MAX_ANSWER)
+            except TimeoutError as error:
+                raise DeadlineExceeded(
+                    f"{self.endpoint} gave no answer in time", why=f"PUT {path}", remedy="fleetctl doctor"
+                ) from error
+            except (http.client.HTTPException, OSError) as error:
+                raise self._unreachable(error) from error
+            return self._reply(response, data)
+        finally:
+            connection.close()
+
+    @staticmethod
+    def _pour(connection: http.client.HTTPConnection, file: IO[bytes], size: int, sent: Callable[[int], None]) -> None:
+        done = 0
+        while done < size:
+            piece = file.read(min(UPLOAD_PIECE, size - done))
+            if not piece:
+                raise Invalid("the file became shorter while it was sent", why=f"{done} of {size} bytes")
+            connection.send(piece)
+            done += len(piece)
+            sent(done)
 
     def _lines(self, response: http.client.HTTPResponse) -> Iterator[bytes]:
         while True:

@@ -5,18 +5,25 @@ A newer daemon may send fields this client does not know: `raw` has them, the ty
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, Generic, TypeVar
+import base64
+from collections.abc import Callable, Iterator
+from typing import IO, Any, Generic, TypeVar
 
 import msgspec
 
 from fleetd.client.http import Endpoint, Http, segment
 from fleetd.kit.errors import Garbled
+from fleetd.model import bootresource as b
 from fleetd.model import resource as r
 
 T = TypeVar("T")
 POWER_SECONDS = 240.0  # a cycle is confirmed off, then confirmed on
 PAGE = 1000
+SLOWEST_READ = 20 * 1024**2  # bytes a second at which a daemon reads, unpacks and hashes an image, at worst
+
+
+def _reading_seconds(size: int) -> float:
+    return 120.0 + size / SLOWEST_READ
 
 
 class Document(Generic[T]):
@@ -140,6 +147,37 @@ class Fleet:
 
     def public_key(self) -> Document[r.PublicKeyView]:
         return self.get("/v1/public-key", r.PublicKeyView)
+
+    # --- images and boots -------------------------------------------------------------------------------------------
+
+    def images(self) -> Listing[b.ImageView]:
+        return self.all("/v1/images", b.ImageView, limit=PAGE)
+
+    def image(self, name: str) -> Document[b.ImageView]:
+        return self.get(f"/v1/images/{segment(name)}", b.ImageView)
+
+    def offer_image(self, signed: dict[str, Any]) -> Document[b.ImageOfferView]:
+        return self.post("/v1/images", b.ImageOfferView, signed)
+
+    def upload_image(
+        self, path: str, signed: bytes, file: IO[bytes], size: int, *, disk: int, sent: Callable[[int], None]
+    ) -> Document[b.ImageView]:
+        """`path`: as the offer's answer names it; `signed`: the manifest's JSON; `disk`: bytes it unpacks to."""
+        headers = {"Fleetd-Manifest": base64.urlsafe_b64encode(signed).decode().rstrip("=")}
+        timeout = _reading_seconds(size + disk)
+        reply = self.http.upload(path, file, size, headers=headers, timeout=timeout, sent=sent)
+        return Document(reply.data, b.ImageView)
+
+    def verify_image(self, name: str) -> Document[b.ImageCheckView]:
+        size = self.image(name).value
+        timeout = _reading_seconds(size.bytes + size.raw_bytes)
+        return self.post(f"/v1/images/{segment(name)}/verify", b.ImageCheckView, timeout=timeout)
+
+    def remove_image(self, name: str) -> None:
+        self.http.request("DELETE", f"/v1/images/{segment(name)}")
+
+    def boot_doctor(self, ref: str) -> Document[b.BootDoctorView]:
+        return self.get(f"/v1/hosts/{segment(ref)}/boot", b.BootDoctorView)
 
     # --- inventory --------------------------------------------------------------------------------------------------
 

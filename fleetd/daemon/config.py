@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -34,10 +35,29 @@ class Listen(_Part, frozen=True, kw_only=True):
 
 
 class BootListen(_Part, frozen=True, kw_only=True):
-    """Where hosts fetch boot scripts and phone home. `url` as the hosts see it."""
+    """Where hosts fetch boot scripts and phone home. `url` as the hosts see it.
+
+    With `fleetd boot` beside the daemon `listen` is "" and `desk` is the socket it asks, open to root, the daemon's user
+    and `desk_group`. Else the daemon listens itself, and serves `files` (vmlinuz, initrd, deploy.iso, ipxe.efi) too.
+    """
 
     listen: str = "127.0.0.1:8680"
     url: str = "http://127.0.0.1:8680"
+    desk: str = ""
+    desk_group: str = ""
+    files: str = ""
+
+
+class ImageConfig(_Part, frozen=True, kw_only=True):
+    """`dir`: where image files stand, relative to `state`. `trust`: PEM files of keys whose manifests are believed.
+
+    `mirrors`: by rack name, and "*" for all: URLs under which other servers offer `<sha256>`; hosts try them first.
+    """
+
+    dir: str = "images"
+    trust: tuple[str, ...] = ()
+    allow_unsigned: bool = False
+    mirrors: dict[str, tuple[str, ...]] = {}
 
 
 class LeaseConfig(_Part, frozen=True, kw_only=True):
@@ -55,6 +75,7 @@ class Config(_Part, frozen=True, kw_only=True):
     site: str = "fleetd"  # signs certificates under this name
     listen: Listen = Listen()
     boot: BootListen = BootListen()
+    images: ImageConfig = ImageConfig()
     playbooks: str = "playbooks"
     firmware: str = "firmware"
     credentials: dict[str, CredentialSet] = {}
@@ -80,6 +101,10 @@ class Loaded(msgspec.Struct, frozen=True, kw_only=True):
         return self.path(self.config.state)
 
     @property
+    def image_folder(self) -> Path:
+        return (self.state / self.config.images.dir).resolve()
+
+    @property
     def database_url(self) -> str:
         return self.config.database or f"sqlite:///{self.state / 'ledger.db'}"
 
@@ -96,7 +121,24 @@ def load(path: Path) -> Loaded:
     for place, value in ((("listen", "http"), config.listen.http), (("boot", "listen"), config.boot.listen)):
         if value:
             split_address(value, document.where(place))
+    for rack, urls in config.images.mirrors.items():
+        for url in urls:
+            _mirror(url, document.where(("images", "mirrors", rack)))
     return Loaded(config=config, folder=path.resolve().parent, logins=logins)
+
+
+def _mirror(url: str, where: str) -> None:
+    try:
+        parts = urlsplit(url)
+        usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+    except ValueError:
+        usable = False
+    if not usable or not url.isascii() or not url.isprintable() or any(c in url for c in "?# \"'"):
+        raise Invalid(
+            f"`{url[:100]}` is no URL of a mirror",
+            where=where,
+            remedy="write http://10.0.0.5/images; hosts add the name",
+        )
 
 
 def _login(path: Path, document: Document, name: str, entry: CredentialSet) -> Login:

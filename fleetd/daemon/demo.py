@@ -22,8 +22,10 @@ from typing import Any, Literal
 import click
 
 from fleetd.kit.errors import FleetError, Permanent
+from fleetd.model import proof
 from fleetd.sim.control import ask
 from fleetd.sim.demo import DemoPlan, build_demo
+from fleetd.sim.image import tiny_image
 from fleetd.sim.judge import judge
 from fleetd.sim.record import read_record
 from fleetd.sim.site import free_ports
@@ -32,6 +34,7 @@ ROOT = Path(__file__).resolve().parents[2]
 START_SECONDS = 30.0
 TENANT_KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIGZsZWV0ZCBkZW1vIHRlbmFudCwgbm8gcHJpdmF0ZSBr tenant@example"
 RUN_SECONDS = 600.0
+IMAGE_KEY = "image-key.pem"
 
 
 class Demo:
@@ -176,6 +179,7 @@ def write_config(folder: Path, plan: DemoPlan) -> Path:
         f"boot: {{listen: '{host_port}', url: '{plan.boot_url}'}}",
         f"playbooks: {ROOT / 'playbooks'}",
         f"firmware: {ROOT / 'firmware'}",
+        f"images: {{trust: [{IMAGE_KEY}.pub]}}",
         "domain_patience: 60",
         f"bmc_patience: {6 if plan.size == 'demo' else 4}",
         "credentials:",
@@ -184,10 +188,29 @@ def write_config(folder: Path, plan: DemoPlan) -> Path:
         f"  {name}: {{username: {login.username}, password: '{login.password}'}}"
         for name, login in sorted(FACTORY.items())
     ]
+    _make_key(folder / IMAGE_KEY)
     path = folder / "fleetd.yaml"
     path.touch(mode=0o600)
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return path
+
+
+def _make_key(path: Path) -> None:
+    """The key that signs this demo's images, and its public half for the daemon."""
+    if not path.exists():
+        key = proof.new_key()
+        path.touch(mode=0o600)
+        path.write_bytes(proof.private_pem(key))
+        Path(f"{path}.pub").write_bytes(proof.public_pem(key.public_key()))
+
+
+def _add_images(demo: Demo) -> None:
+    """The images that the SKUs name: made on the spot, signed, and brought to the daemon as a technician would."""
+    for name in sorted({sku["image"] for sku in demo.items("sku", "list")}):
+        file = f"{name}.raw.gz"
+        (demo.folder / file).write_bytes(tiny_image(name)[0])
+        demo.ctl("image", "sign", file, "--name", name, "--key", IMAGE_KEY)
+        demo.ctl("image", "add", file)
 
 
 @contextlib.contextmanager
@@ -266,6 +289,9 @@ def _play(demo: Demo) -> None:
     demo.chapter("Apply the inventory")
     demo.ctl("inventory", "plan", "inventory", expect=(10,), limit=12)
     demo.ctl("inventory", "apply", "inventory", "--yes", limit=6)
+
+    demo.chapter("Add the images that the SKUs name, signed")
+    _add_images(demo)
 
     demo.chapter("Bring up both sites")
     demo.live("run", "start", "rack-bringup", f"all,-rack={plan.bad_rack}", expect=(9,) if plan.faulty else (0,))

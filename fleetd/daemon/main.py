@@ -56,14 +56,31 @@ def serve(config: Path) -> None:
     run(config)
 
 
+@main.command()
+@click.option(
+    "--config",
+    "-c",
+    type=click.Path(dir_okay=False, path_type=Path),
+    default="/etc/fleetd/boot.yaml",
+    show_default=True,
+    help="The configuration file.",
+)
+def boot(config: Path) -> None:
+    """Run the boot service: DHCP and TFTP (dnsmasq), boot scripts, kernel, initrd and images by HTTP."""
+    from fleetd.daemon.boot import run
+
+    run(config)
+
+
 @main.command("check-config")
 @_config
 def check_config(config: Path) -> None:
     """Read configuration, playbooks and firmware baselines as `serve` would, and start nothing."""
     from fleetd.daemon.config import load
-    from fleetd.daemon.wiring import read_baselines, read_playbooks
+    from fleetd.daemon.wiring import read_baselines, read_playbooks, read_trust
 
     loaded = load(config)
+    read_trust(loaded)
     books = read_playbooks(loaded.path(loaded.config.playbooks))
     baselines = read_baselines(loaded.path(loaded.config.firmware))
     click.echo(
@@ -134,6 +151,18 @@ def demo(seed: int, size: str, folder: Path | None, keep: bool) -> None:
     sys.exit(run(seed=seed, size=size, folder=folder, keep=keep))
 
 
+@main.command("sample-image")
+@click.argument("file", type=click.Path(dir_okay=False, path_type=Path))
+def sample_image(file: Path) -> None:
+    """Write a disk image of some 30 KiB (raw.gz) to FILE: enough for simulated hosts, and bootable nowhere."""
+    from fleetd.sim.image import tiny_image
+
+    try:
+        file.write_bytes(tiny_image(file.name.split(".")[0])[0])
+    except OSError as error:
+        raise Invalid(f"{file} cannot be written", why=error.strerror or str(error)) from error
+
+
 @main.command()
 def openapi() -> None:
     """Print the API's OpenAPI 3.1 document."""
@@ -143,13 +172,17 @@ def openapi() -> None:
 
 
 @main.command()
-def unit() -> None:
-    """Print the systemd unit for this installation."""
+@click.option(
+    "--service", type=click.Choice(["daemon", "boot"]), default="daemon", show_default=True, help="Whose unit to print."
+)
+def unit(service: str) -> None:
+    """Print a systemd unit for this installation."""
     from importlib.resources import files
 
     program = shutil.which("fleetd") or str(Path(sys.argv[0]).resolve())
+    name = "fleetd.service.in" if service == "daemon" else "fleetd-boot.service.in"
     click.echo(
-        files("fleetd.daemon").joinpath("fleetd.service.in").read_text(encoding="utf-8").replace("@EXEC@", program),
+        files("fleetd.daemon").joinpath(name).read_text(encoding="utf-8").replace("@EXEC@", program),
         nl=False,
     )
 

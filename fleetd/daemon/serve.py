@@ -56,7 +56,10 @@ async def _with_house(loaded: Loaded, house: House, notifier: Notifier, stopping
         clock_status=house.clock_brake.status,
     )
     listeners = _listeners(loaded)
-    await house.boot.start()
+    if house.boot is not None:
+        await house.boot.start()
+    if house.desk is not None:
+        await house.desk.start()
     resumed = asyncio.Event()
     try:
         async with asyncio.TaskGroup() as group:
@@ -84,7 +87,10 @@ async def _with_house(loaded: Loaded, house: House, notifier: Notifier, stopping
             beat.cancel()
             dark.cancel()
     finally:
-        await house.boot.stop()
+        if house.desk is not None:
+            await house.desk.stop()
+        if house.boot is not None:
+            await house.boot.stop()
 
 
 def _listeners(loaded: Loaded) -> list[server.Listener]:

@@ -11,10 +11,15 @@ from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 import msgspec
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
+from fleetd.api.server import bind_unix
 from fleetd.daemon.config import Loaded, split_address
 from fleetd.drivers.bmc.registry import Drivers
+from fleetd.drivers.boot.desk_wire import DeskServer
+from fleetd.drivers.boot.files import ISO, Files, prepare_iso
 from fleetd.drivers.boot.listener import BootListener
+from fleetd.drivers.image.files import ImageFiles
 from fleetd.drivers.ssh.capabilities import Zipapp
 from fleetd.drivers.ssh.client import SshShells
 from fleetd.kit.clock import Clock, SystemClock
@@ -27,11 +32,13 @@ from fleetd.lifecycle.certificates import ProofDesk, load_or_create_key
 from fleetd.lifecycle.credentials import Credentials
 from fleetd.lifecycle.engine import Engine
 from fleetd.lifecycle.hosts import HostDesk
+from fleetd.lifecycle.images import ImageDesk
 from fleetd.lifecycle.leases import LeaseDesk
 from fleetd.lifecycle.plan import InventoryDesk
 from fleetd.lifecycle.runs import RunDesk, new_run
 from fleetd.lifecycle.services import Services
 from fleetd.lifecycle.steps.base import Wires
+from fleetd.model import image, proof
 from fleetd.model.firmware import Baseline, read_baseline
 from fleetd.model.playbook import Playbook
 from fleetd.probe import build
@@ -44,7 +51,8 @@ class House(msgspec.Struct, frozen=True, kw_only=True):
 
     services: Services
     engine: Engine
-    boot: BootListener
+    boot: BootListener | None  # None: `fleetd boot` listens, and asks through `desk`
+    desk: DeskServer | None
     clock_brake: ClockBrake
     boot_url: str
 
@@ -110,6 +118,24 @@ def read_baselines(folder: Path) -> dict[str, Baseline]:
     return {baseline.sku: baseline for baseline in found}
 
 
+def read_trust(loaded: Loaded) -> dict[str, Ed25519PublicKey]:
+    """The keys whose image manifests are believed, by id. Raises Invalid naming the file."""
+    found: dict[str, Ed25519PublicKey] = {}
+    for name in loaded.config.images.trust:
+        path = loaded.path(name)
+        try:
+            pem = path.read_bytes()
+        except OSError as error:
+            raise Invalid(
+                "a file of trusted image keys cannot be read",
+                why=error.strerror or str(error),
+                where=str(path),
+                remedy="correct images.trust in fleetd.yaml",
+            ) from error
+        found |= {image.key_id(key): key for key in proof.load_public_keys(pem, str(path))}
+    return found
+
+
 def zipapp(name: str) -> Zipapp:
     """A host-side program as the SSH driver pushes it."""
     built = build.build(name)
@@ -137,10 +163,19 @@ async def _rooms(loaded: Loaded, clock: Clock, db: Database, stack: AsyncExitSta
     shells = SshShells()
     stack.push_async_callback(shells.close)
     credentials = Credentials(db, clock, sealer, drivers, loaded.logins)
-    boots = Boots(db, clock, sealer, config.boot.url)
+    boots = Boots(db, clock, sealer, config.boot.url, config.images.mirrors)
     brakes = BrakeDesk(db, clock)
     clock_brake = ClockBrake(db, clock)
-    proofs = ProofDesk(db, clock, load_or_create_key(loaded.state / "site.key"), config.site)
+    site_key = load_or_create_key(loaded.state / "site.key")
+    proofs = ProofDesk(db, clock, site_key, config.site)
+    images = ImageDesk(
+        db,
+        clock,
+        ImageFiles(loaded.image_folder),
+        trusted=read_trust(loaded),
+        signer=site_key,
+        allow_unsigned=config.images.allow_unsigned,
+    )
     runs = RunDesk(db, clock, read_playbooks(loaded.path(config.playbooks)))
     hosts = HostDesk(db, clock, credentials.session, brakes, lambda host, who: runs.resume(host, who=who))
     leases = LeaseDesk(
@@ -154,6 +189,7 @@ async def _rooms(loaded: Loaded, clock: Clock, db: Database, stack: AsyncExitSta
         clock_brake=clock_brake,
         wake=lambda run: runs.wake(run),
         grace_seconds=config.leases.grace,
+        images=images.names,
     )
     wires = Wires(
         bmcs=drivers,
@@ -162,6 +198,7 @@ async def _rooms(loaded: Loaded, clock: Clock, db: Database, stack: AsyncExitSta
         host=zipapp("host"),
         boots=boots,
         credentials=credentials,
+        images=images,
         proofs=proofs,
         baselines=read_baselines(loaded.path(config.firmware)),
         domain_patience=config.domain_patience,
@@ -183,8 +220,6 @@ async def _rooms(loaded: Loaded, clock: Clock, db: Database, stack: AsyncExitSta
         on_finished=leases.follow,
         on_tick=tick,
     )
-    address, port = split_address(config.boot.listen)
-    boot = BootListener(boots, address, port, config.boot.url)
     services = Services(
         db=db,
         clock=clock,
@@ -194,5 +229,37 @@ async def _rooms(loaded: Loaded, clock: Clock, db: Database, stack: AsyncExitSta
         leases=leases,
         proofs=proofs,
         brakes=brakes,
+        images=images,
+        boots=boots,
     )
-    return House(services=services, engine=engine, boot=boot, clock_brake=clock_brake, boot_url=config.boot.url)
+    return House(
+        services=services,
+        engine=engine,
+        boot=_boot_listener(loaded, boots),
+        desk=_desk_server(loaded, boots),
+        clock_brake=clock_brake,
+        boot_url=config.boot.url,
+    )
+
+
+def _boot_listener(loaded: Loaded, boots: Boots) -> BootListener | None:
+    """The daemon's own, for small sites and the demo."""
+    config = loaded.config.boot
+    if not config.listen:
+        return None
+    address, port = split_address(config.listen)
+    files = Files(None)
+    if config.files:
+        folder = loaded.path(config.files)
+        files = Files(folder, prepare_iso(folder / ISO, loaded.state, config.url.rstrip("/")))
+    return BootListener(boots, address, port, config.url, files=files, images=loaded.image_folder)
+
+
+def _desk_server(loaded: Loaded, boots: Boots) -> DeskServer | None:
+    """What `fleetd boot` asks. Raises Conflict, NotFound, Invalid when the socket cannot be had."""
+    config = loaded.config.boot
+    if not config.desk:
+        return None
+    path = loaded.path(config.desk)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return DeskServer(boots, bind_unix(path, group=config.desk_group or None), config.desk_group)

@@ -9,20 +9,26 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import secrets
+from collections.abc import Mapping, Sequence
+from typing import Final
 
 import msgspec
 
-from fleetd.drivers.boot.capabilities import BootScript, Hello
+from fleetd.drivers.boot.capabilities import BootHost, BootScript, Hello, ImageGrant, Sighting
 from fleetd.drivers.ssh.capabilities import ShellTarget
 from fleetd.drivers.ssh.keys import new_key_pair
 from fleetd.kit.clock import Clock
-from fleetd.kit.errors import DeadlineExceeded, Denied, IdentityUnproven, Permanent
+from fleetd.kit.errors import DeadlineExceeded, Denied, IdentityUnproven, NotFound, Permanent
 from fleetd.kit.ids import new_id
 from fleetd.kit.logs import get
+from fleetd.kit.rate import Meter
+from fleetd.lifecycle.boottrail import Answer, Diagnosis, Entry, Trail, diagnose
+from fleetd.lifecycle.tickets import Tickets
 from fleetd.model.bmc import is_placeholder
 from fleetd.model.boot import Boot, Environment
 from fleetd.model.event import Event
-from fleetd.model.host import Host
+from fleetd.model.host import Host, State
+from fleetd.model.image import Manifest
 from fleetd.store import boots as rows
 from fleetd.store import events
 from fleetd.store import hosts as host_rows
@@ -30,6 +36,11 @@ from fleetd.store.database import Database
 from fleetd.store.secrets import Sealer
 
 log = get("boots")
+
+TICKET_SECONDS: Final = 6 * 3600.0  # a large image behind a full queue; the boot's end ends its tickets before
+MAX_SIGHTINGS: Final = 1000  # in one call
+DENIALS, DENIALS_SECONDS = 20, 600.0  # events of refused callers a host, and of all unknown ones together
+EVERYWHERE: Final = "*"
 
 
 def token_hash(token: str) -> str:
@@ -41,11 +52,23 @@ class Boots:
 
     Args:
         base_url: where hosts reach the boot listener; stands in seeds of written images.
+        mirrors: by rack, and `*` for all: URLs that serve images as `<mirror>/<sha256>`.
     """
 
-    def __init__(self, db: Database, clock: Clock, sealer: Sealer, base_url: str) -> None:
+    def __init__(
+        self,
+        db: Database,
+        clock: Clock,
+        sealer: Sealer,
+        base_url: str,
+        mirrors: Mapping[str, Sequence[str]] | None = None,
+    ) -> None:
         self._db, self._clock, self._sealer = db, clock, sealer
-        self.base_url = base_url
+        self.base_url = base_url.rstrip("/")
+        self._mirrors = dict(mirrors or {})
+        self._tickets = Tickets(sealer.derive("image-tickets"))
+        self._meter = Meter(DENIALS, DENIALS_SECONDS)
+        self._trail = Trail(clock.wall())
         self._tokens: dict[str, str] = {}  # boot id -> token, until the host came up
         self._waiters: dict[str, asyncio.Future[Boot]] = {}
         self._foreign: dict[str, str] = {}  # boot id -> who came in the host's place, should the host itself not come
@@ -138,27 +161,56 @@ class Boots:
             environment=environment,
         )
 
+    # --- images and the doctor -------------------------------------------------------------------------------------
+
+    def image_urls(self, boot: Boot, host: Host, manifest: Manifest) -> list[str]:
+        """Where this host fetches the image in this boot, best first: mirrors of its rack, of all, the boot service itself."""
+        mirrors = [*self._mirrors.get(host.spec.rack, ()), *self._mirrors.get(EVERYWHERE, ())]
+        ticket = self._tickets.issue(boot.id, manifest.sha256, self._clock.wall() + TICKET_SECONDS)
+        return [
+            *dict.fromkeys(f"{mirror.rstrip('/')}/{manifest.sha256}" for mirror in mirrors),
+            f"{self.base_url}/images/{manifest.sha256}?ticket={ticket}",
+        ]
+
+    async def doctor(self, host: Host) -> tuple[Boot | None, list[Entry], Diagnosis]:
+        """The host's open boot, what was seen of it, and what that means."""
+        boot = await rows.open_of(self._db, host.id)
+        entries = self._trail.of(host)
+        return boot, entries, diagnose(host, boot, entries, self._clock.wall())
+
+    @property
+    def remembers_since(self) -> float:
+        """Wall second of the start: what was seen before is not known any more."""
+        return self._trail.since
+
     # --- the desk the listener asks ------------------------------------------------------------------------------------
 
     async def script(self, mac: str, *, uuid: str, serial: str, source: str) -> BootScript:
+        def note(answer: Answer, detail: str = "") -> None:
+            self._see("script", mac, source, detail, answer, serial=serial, uuid=uuid)
+
         boot = await rows.armed_for_mac(self._db, mac)
         if boot is None or boot.expires < self._clock.wall() or boot.id not in self._tokens:
+            note("local", await self._why_local(mac, boot))
             return BootScript()
         host = await host_rows.get(self._db, boot.host)
         if serial != host.spec.serial or uuid.lower() != host.status.observed.uuid.lower():
             # A MAC is printed on every frame; who cannot tell the board's serial and UUID too gets no token.
-            self._foreign[boot.id] = f"{source} asked for its boot script as serial {serial[:40]!r}, UUID {uuid[:40]!r}"
-            log.warning("boot.script.denied", host=host.name, source=source)
+            asked = f"serial {serial[:40]!r}, UUID {uuid[:40]!r}"
+            self._foreign[boot.id] = f"{source} asked for its boot script as {asked}"
+            note("denied", asked)
+            await self._audit(host, source, f"it asked for the boot script as {asked}")
             return BootScript()
+        note("boot")
         return BootScript(host=boot.host, token=self._tokens[boot.id])
 
     async def authorized_keys(self, token: str, *, source: str) -> str:
-        boot = await self._of_token(token, source)
+        boot, host = await self._of_token(token, source, "keys")
+        self._see("keys", host.spec.boot_mac, source, "", "boot")
         return boot.public_key
 
     async def hello(self, token: str, hello: Hello, *, source: str) -> None:
-        boot = await self._of_token(token, source)
-        host = await host_rows.get(self._db, boot.host)
+        boot, host = await self._of_token(token, source, "hello")
         if boot.met is not None:
             if (boot.boot_id, boot.host_key) == (hello.boot_id, hello.host_key):
                 return  # the same boot repeats itself: its answer got lost
@@ -177,28 +229,91 @@ class Boots:
             data={"environment": boot.environment, "source": source},
         )
         await self._db.commit([rows.save(met), events.append(event)])
+        self._see("hello", host.spec.boot_mac, source, f"{boot.environment}, {_sees(hello)}".strip(", "), "boot")
         waiter = self._waiters.get(boot.id)
         if waiter is not None and not waiter.done():
             waiter.set_result(met)
 
-    async def _of_token(self, token: str, source: str) -> Boot:
+    async def grant(self, digest: str, ticket: str, *, source: str) -> ImageGrant:
+        try:
+            boot = await rows.get(self._db, self._tickets.read(ticket, digest, self._clock.wall()))
+        except (Denied, NotFound) as error:
+            await self._audit(None, source, f"image {digest[:12]}: {error.why or error.what}")
+            raise Denied("this image ticket is not valid", remedy="boot the host again through fleetd") from error
+        host = await host_rows.get(self._db, boot.host)
+        if boot.closed is not None or boot.met is None or boot.environment != "deploy":
+            why = (
+                f"image {digest[:12]}: its boot is over"
+                if boot.closed
+                else f"image {digest[:12]}: no deploy boot is up"
+            )
+            await self._audit(host, source, why)
+            raise Denied("this image ticket is not valid", remedy="boot the host again through fleetd")
+        return ImageGrant(host=host.id, rack=host.spec.rack, expires=self._tickets.expires(ticket))
+
+    async def hosts(self) -> list[BootHost]:
+        return [
+            BootHost(name=host.name, mac=host.spec.boot_mac.lower(), rack=host.spec.rack, site=host.spec.site)
+            for host in await host_rows.every(self._db)
+            if host.state is not State.RETIRED and host.spec.boot_mac
+        ]
+
+    async def seen(self, sightings: list[Sighting]) -> None:
+        for one in sightings[:MAX_SIGHTINGS]:
+            if one.stage not in ("script", "keys", "hello"):  # those are answered here, and known better
+                self._trail.add(Entry(stage=one.stage, at=one.at, mac=one.mac, source=one.source, detail=one.detail))
+
+    def _see(self, stage: str, mac: str, source: str, detail: str, answer: Answer, **known: str) -> None:
+        at = self._clock.wall()
+        self._trail.add(Entry(stage=stage, at=at, mac=mac, source=source, detail=detail, answer=answer, **known))
+
+    async def _why_local(self, mac: str, armed: Boot | None) -> str:
+        """Why a machine that asked for its script is sent to its disk, for the doctor."""
+        if armed is not None:
+            late = armed.expires < self._clock.wall()
+            return "the armed boot expired" if late else "fleetd was restarted since the boot was armed"
+        host = await host_rows.by_mac(self._db, mac)
+        if host is None:
+            return "no host of the inventory has this MAC"
+        boot = await rows.open_of(self._db, host.id)
+        if boot is None:
+            return "no boot is armed"
+        return (
+            "it came up in this boot already" if boot.met is not None else f"a boot from {boot.environment} is expected"
+        )
+
+    async def _of_token(self, token: str, source: str, stage: str) -> tuple[Boot, Host]:
         boot = await rows.by_token(self._db, token_hash(token))
-        if boot is None or boot.closed is not None or (boot.met is None and boot.expires < self._clock.wall()):
-            log.warning("boot.denied", source=source, reason="unknown, closed or expired token")
-            raise Denied("this boot token is not valid", remedy="boot the host again through fleetd")
-        return boot
+        if boot is None:
+            await self._audit(None, source, f"{stage}: the token is unknown")
+        elif boot.closed is not None or (boot.met is None and boot.expires < self._clock.wall()):
+            host = await host_rows.get(self._db, boot.host)
+            why = f"the token is of a boot that {'is closed' if boot.closed is not None else 'expired'}"
+            self._see(stage, host.spec.boot_mac, source, why, "denied")
+            await self._audit(host, source, why)
+        else:
+            return boot, await host_rows.get(self._db, boot.host)
+        raise Denied("this boot token is not valid", remedy="boot the host again through fleetd")
 
     async def _deny(self, host: Host, source: str, why: str) -> None:
-        log.warning("boot.denied", host=host.name, source=source, reason=why)
+        self._see("hello", host.spec.boot_mac, source, why, "denied")
+        await self._audit(host, source, why)
+        raise Denied("this phone-home is refused", why=why, remedy=f"fleetctl host why {host.name}")
+
+    async def _audit(self, host: Host | None, source: str, why: str) -> None:
+        """A refused caller leaves an event, but a flood of them only a few: the rest is counted in the next."""
+        log.warning("boot.denied", host=host.name if host is not None else "", source=source, reason=why)
+        held = self._meter.take(host.id if host is not None else "", self._clock.steady())
+        if held is None:
+            return
         event = Event(
             kind="boot.denied",
             at=self._clock.wall(),
-            site=host.spec.site,
-            host=host.id,
-            data={"source": source, "why": why},
+            site=host.spec.site if host is not None else "",
+            host=host.id if host is not None else None,
+            data={"source": source[:64], "why": why[:300], **({"held_back": held} if held else {})},
         )
         await self._db.commit([events.append(event)])
-        raise Denied("this phone-home is refused", why=why, remedy=f"fleetctl host why {host.name}")
 
     @staticmethod
     def _mismatch(host: Host, boot: Boot, hello: Hello) -> str:
@@ -220,6 +335,11 @@ class Boots:
 def _key(line: str) -> tuple[str, ...]:
     """Type and body of a public key line, without its comment."""
     return tuple(line.split()[:2])
+
+
+def _sees(hello: Hello) -> str:
+    """What the environment says it found, in one line for people."""
+    return ", ".join(f"{key[:20]} {value[:40]}" for key, value in sorted(hello.sees.items())[:8])
 
 
 def _met(boot: Boot, hello: Hello, source: str, now: float) -> Boot:

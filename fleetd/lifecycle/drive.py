@@ -6,6 +6,8 @@ After a crash an open intent is verified before anything is done again; a destru
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import functools
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -17,7 +19,7 @@ from fleetd.kit.errors import Conflict, FleetError, Held, Refused, StaleClaim, T
 from fleetd.kit.ids import new_id
 from fleetd.kit.logs import get
 from fleetd.kit.retry import backoff
-from fleetd.lifecycle import transitions
+from fleetd.lifecycle import progress, transitions
 from fleetd.lifecycle.brakes import BrakeDesk
 from fleetd.lifecycle.hosts import proven_again
 from fleetd.lifecycle.outcome import Advance, Fail, Outcome, Retry, Rewind, Wait, finding_of, here, source_of
@@ -67,6 +69,8 @@ class Drive:
         self.engine, self.run, self.place, self.host, self.claim, self.sku = engine, run, place, host, claim, sku
         self._db, self._clock = engine.db, engine.clock
         self._bmc: Bmc | None = None
+        self._writing = asyncio.Lock()  # a step and the line about its progress write the same row
+        self._told = ""  # newest line of progress
 
     async def go(self) -> None:
         """Raises StaleClaim when another owner took over; whatever this one wanted to write is void then."""
@@ -128,6 +132,34 @@ class Drive:
         )
 
     async def _attempt(self, step: Step, ctx: StepContext, resumed: bool) -> Outcome:
+        """`_try`, and beside it what it says of its progress, stored now and then."""
+        self._told = ""
+        reporting = asyncio.create_task(self._report(step), name=f"progress:{self.host.name}")
+        try:
+            return await self._try(step, ctx, resumed)
+        finally:
+            reporting.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await reporting
+
+    async def _report(self, step: Step) -> None:
+        """The newest line of progress, for `host why` and who follows the run; a line that cannot be written is dropped."""
+        said, since = "", self._clock.wall()
+        await self._clock.sleep(progress.FIRST)
+        while True:
+            if self._told not in ("", said):
+                said = self._told
+                until = self.host.deadline or since + step.seconds
+                remedy = f"fleetctl host why {self.host.name}, if it stands still"
+                waiting = WaitingFor(what=said, since=since, until=until, remedy=remedy, source=here(0))
+                event = self._event("run.progress", step=step.name, text=said)
+                try:
+                    await self._write(functools.partial(_waits, waiting=waiting), [event])
+                except FleetError as error:
+                    log.info("progress.dropped", host=self.host.name, reason=str(error))
+            await self._clock.sleep(progress.EVERY)
+
+    async def _try(self, step: Step, ctx: StepContext, resumed: bool) -> Outcome:
         """`verify` then `do`, in the time the step and the host's state leave; every exception becomes an outcome."""
         seconds = step.seconds
         if self.host.deadline is not None:
@@ -176,6 +208,10 @@ class Drive:
 
     async def _write(self, change: Callable[[Host], Host], ops: list[Op]) -> None:
         """Read-modify-write of the host under our claim; another writer's change is kept and ours applied on top."""
+        async with self._writing:
+            await self._write_alone(change, ops)
+
+    async def _write_alone(self, change: Callable[[Host], Host], ops: list[Op]) -> None:
         for _ in range(8):
             changed = change(self.host)
             try:
@@ -222,7 +258,7 @@ class Drive:
             run=self.run.id,
             host=self.host.id,
             index=self.place.step,
-            attempt=self.place.attempt,
+            attempt=self.place.attempt + int(self.place.data.get("journalled", {}).get(str(self.place.step), 0)),
             name=step.name,
             intent=new_id("intent", now),
             destructive=step.destructive,
@@ -253,7 +289,7 @@ class Drive:
         if isinstance(outcome, Advance):
             await self._advanced(step, ctx, record, outcome)
         elif isinstance(outcome, Retry):
-            await self._retried(step, record, outcome)
+            await self._retried(step, ctx, record, outcome)
         elif isinstance(outcome, Rewind):
             await self._rewound(step, ctx, record, outcome, resumed)
         else:
@@ -263,11 +299,14 @@ class Drive:
     async def _advanced(self, step: Step, ctx: StepContext, record: StepRecord, outcome: Advance) -> None:
         now = self._clock.wall()
         last = self.place.step + 1 >= len(self.run.steps)
+        data = dict(ctx.data)
+        # After a rewind the steps between here and the one that asked for it are done and proven: on with that one.
+        following = max(self.place.step + 1, int(data.pop("resume-at", 0)))
         place = msgspec.structs.replace(
             self.place,
-            step=self.place.step + 1,
+            step=following,
             attempt=1,
-            data=ctx.data,
+            data=data,
             state=RunHostState.PASSED if last else RunHostState.ACTIVE,
             finished=now if last else None,
         )
@@ -308,9 +347,9 @@ class Drive:
             host = msgspec.structs.replace(host, certificate=ctx.certificate[0], certificate_expires=ctx.certificate[1])
         return host
 
-    async def _retried(self, step: Step, record: StepRecord, outcome: Retry) -> None:
+    async def _retried(self, step: Step, ctx: StepContext, record: StepRecord, outcome: Retry) -> None:
         now = self._clock.wall()
-        place = msgspec.structs.replace(self.place, attempt=self.place.attempt + 1)
+        place = msgspec.structs.replace(self.place, attempt=self.place.attempt + 1, data=ctx.data)
         ops = [
             self._ended(record, "retry", outcome.error, {}, outcome.source),
             run_rows.save_host(place, claim=self.claim),
@@ -336,13 +375,21 @@ class Drive:
             await self.engine.pause(self.host.id, left)
 
     async def _rewound(self, step: Step, ctx: StepContext, record: StepRecord, outcome: Rewind, resumed: bool) -> None:
-        """Back to the nearest earlier step that gives what was lost; bounded, then it is a finding."""
-        back = None
+        """Back to the nearest earlier step that gives what was lost; bounded, then it is a finding.
+
+        From there the run comes straight back here, unless what gives it again spoils what a step between gave.
+        """
+        back, given = None, frozenset[str]()
+        resume_at = max(self.place.step, int(ctx.data.get("resume-at", 0)))
         for i in range(self.place.step - 1, -1, -1):
             earlier = registry.get(self.run.steps[i].name, self.run.steps[i].version)
-            if outcome.to in earlier.evidence_of(decode_params(earlier, self.run.steps[i].params))[1]:
+            _, gives, spoils = earlier.evidence_of(decode_params(earlier, self.run.steps[i].params))
+            if outcome.to in gives:
                 back = i
+                if spoils & given:
+                    resume_at = i + 1
                 break
+            given |= gives
         # A crash of ours is no fault of the host: it does not use up what the host may cost.
         rewinds = int(ctx.data.get("rewinds", 0)) + (not resumed)
         if back is None or rewinds > MAX_REWINDS:
@@ -351,7 +398,12 @@ class Drive:
             )
             await self._failed(step, ctx, record, Fail(finding=finding, source=outcome.source))
             return
-        place = msgspec.structs.replace(self.place, step=back, attempt=1, data={**ctx.data, "rewinds": rewinds})
+        # Tries count anew, the journal's numbers go on: a step that comes round again must not meet its old rows.
+        journalled: dict[str, int] = {}
+        for done in await run_rows.steps(self._db, self.run.id, self.host.id):
+            journalled[str(done.index)] = max(done.attempt, journalled.get(str(done.index), 0))
+        data = {**ctx.data, "rewinds": rewinds, "resume-at": resume_at, "journalled": journalled}
+        place = msgspec.structs.replace(self.place, step=back, attempt=1, data=data)
         ops = [
             self._ended(record, "abandoned", outcome.text, {}, outcome.source),
             run_rows.save_host(place, claim=self.claim),
@@ -451,15 +503,12 @@ class Drive:
         if before is not None and (before.what, before.until) == (what, until):
             return
         waiting = WaitingFor(what=what, since=now, until=until, remedy=remedy, source=source)
-        await self._write(
-            lambda host: msgspec.structs.replace(
-                host, status=msgspec.structs.replace(host.status, waiting_for=waiting)
-            ),
-            [],
-        )
+        await self._write(functools.partial(_waits, waiting=waiting), [])
 
     def _progress(self, fields: dict[str, Any]) -> None:
         log.debug("step.progress", host=self.host.name, run=self.run.id, fields=fields)
+        step = self.run.steps[self.place.step].name
+        self._told = progress.line(step, fields) or self._told
 
     async def _braked(self) -> bool:
         """True, after a pause, while a brake keeps a destructive step from beginning."""
@@ -507,6 +556,10 @@ class Drive:
             )
         if (reason := await self.engine.brakes.blocked(host)) is not None:
             raise Held(f"the freeze to be lifted: {reason}")
+
+
+def _waits(host: Host, waiting: WaitingFor) -> Host:
+    return msgspec.structs.replace(host, status=msgspec.structs.replace(host.status, waiting_for=waiting))
 
 
 async def load(db: Database, engine: Surroundings, run: Run, place: RunHost, claim: Claim) -> Drive:

@@ -7,7 +7,7 @@ commits loses nothing. A claim serialises within this daemon and is guarded by t
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
 from typing import Any, Protocol
 
 import msgspec
@@ -79,7 +79,7 @@ class LeaseDesk:
     Args:
         wake: tells the engine to look at a run.
         grace_seconds: between the expiry of a lease (power off) and the wipe of its hosts.
-        known_image: whether an image can be delivered; by default the images that SKUs name.
+        images: names of the images that can be delivered; by default those that SKUs name.
     """
 
     def __init__(
@@ -95,12 +95,12 @@ class LeaseDesk:
         clock_brake: ClockBrake,
         wake: Callable[[str], None],
         grace_seconds: float = 86_400.0,
-        known_image: Callable[[str], bool] | None = None,
+        images: Callable[[], Awaitable[Collection[str]]] | None = None,
     ) -> None:
         self._db, self._clock = db, clock
         self._runs, self._new_run, self._hosts = runs, new_run, hosts
         self._brakes, self._mass, self._clock_brake = brakes, mass, clock_brake
-        self._wake, self._grace, self._known_image = wake, grace_seconds, known_image
+        self._wake, self._grace, self._images = wake, grace_seconds, images
         self._claiming = asyncio.Lock()
         # Hosts that finish, the tick and a caller may come to one lease at once: one after the other, none is refused.
         self._turn = asyncio.Lock()
@@ -122,8 +122,8 @@ class LeaseDesk:
         """
         self._own(request.tenant, who)
         sku = await inventory.sku(self._db, request.sku)
-        known = self._known_image or _images([sku, *(await inventory.skus(self._db)).values()])
-        ends = check_request(request, self._clock.wall(), known)
+        known = await (self._images or self._of_skus)()
+        ends = check_request(request, self._clock.wall(), lambda name: name in known)
         if request.site is not None and request.site not in (sites := await inventory.sites(self._db)):
             raise NotFound(
                 f"there is no site `{request.site[:80]}`", why=f"sites: {', '.join(sorted(sites)) or 'none'}"
@@ -546,10 +546,8 @@ class LeaseDesk:
         if who.role is Role.TENANT and who.tenant != tenant:
             raise Denied("a tenant leases only in its own name", why=f"the token is of tenant `{who.tenant}`")
 
-
-def _images(skus: Iterable[Sku]) -> Callable[[str], bool]:
-    known = frozenset(sku.image for sku in skus)
-    return lambda image: image in known
+    async def _of_skus(self) -> Collection[str]:
+        return {sku.image for sku in (await inventory.skus(self._db)).values()}
 
 
 def _state_event(host: Host, to: State, lease: Lease, run: str, who: str, now: float) -> Event:
@@ -566,10 +564,10 @@ def _usage(lease: Lease, host: Host, sku: Sku, now: float) -> Event:
     data = {
         "tenant": lease.request.tenant,
         "sku": sku.sku,
-        "gpus": sku.gpu.count,
+        "gpus": sku.gpu_count,
         "from": rfc3339(lease.activated),
         "to": rfc3339(until),
-        "gpu_seconds": round(sku.gpu.count * used, 3),
+        "gpu_seconds": round(sku.gpu_count * used, 3),
     }
     event = host_event("usage", host, now, SYSTEM.name, **data)
     return msgspec.structs.replace(event, lease=lease.id)

@@ -12,6 +12,7 @@ from typing import Any, Literal, NamedTuple
 
 import msgspec
 
+from fleetd.checks import misfit
 from fleetd.kit.clock import Clock
 from fleetd.kit.errors import Busy, Conflict
 from fleetd.kit.ids import new_id
@@ -88,7 +89,7 @@ class InventoryDesk:
 
     async def plan(self, files: dict[str, str]) -> Plan:
         """What applying these files would change. Raises Invalid with file:line."""
-        wanted = read_inventory(files)
+        wanted = read_inventory(files, misfit)
         ledger = await self._ledger()
         _, _, plan = _make(wanted, ledger)
         return plan
@@ -104,7 +105,7 @@ class InventoryDesk:
             Conflict: a change is refused, or the plan is not the expected one any more; nothing was applied.
             Busy: the hosts change faster than the plan can be written.
         """
-        wanted = read_inventory(files)
+        wanted = read_inventory(files, misfit)
         for _ in range(TRIES):
             ledger = await self._ledger()
             things, hosts, plan = _make(wanted, ledger)

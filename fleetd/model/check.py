@@ -72,3 +72,4 @@ class CheckInfo(msgspec.Struct, frozen=True, kw_only=True):
     subject: Literal["host", "domain"]
     source: str
     why: str
+    needs: str = ""  # what the SKU must describe for it: gpu, no-gpu, network …; empty: nothing

@@ -28,7 +28,7 @@ DIGEST: Final = re.compile(r"[0-9a-f]{64}")
 
 
 class ImageFormat(StrEnum):
-    """As served to hosts. qcow2 is converted once, on the server, to raw.zst."""
+    """As served to hosts. qcow2 is converted once, when it is added, to raw.zst."""
 
     RAW = "raw"
     RAW_ZST = "raw.zst"
@@ -135,11 +135,19 @@ def checked(manifest: Manifest) -> Manifest:
         (not NAME.fullmatch(manifest.name), "name", "letters, digits and . + _ - (lower case, at most 64)"),
         (not DIGEST.fullmatch(manifest.sha256), "sha256", "64 hex digits"),
         (not DIGEST.fullmatch(manifest.raw_sha256), "raw_sha256", "64 hex digits"),
-        (bool(manifest.source_sha256) and not DIGEST.fullmatch(manifest.source_sha256), "source_sha256", "64 hex digits"),
+        (
+            bool(manifest.source_sha256) and not DIGEST.fullmatch(manifest.source_sha256),
+            "source_sha256",
+            "64 hex digits",
+        ),
         (not 0 < manifest.bytes <= MAX_IMAGE, "bytes", f"1 to {MAX_IMAGE}"),
         (not 0 < manifest.raw_bytes <= MAX_DISK, "raw_bytes", f"1 to {MAX_DISK}"),
         (manifest.raw_bytes % 512 != 0, "raw_bytes", "whole sectors of 512 bytes"),
-        (len(manifest.description) > 500 or not manifest.description.isprintable(), "description", "one line, at most 500 characters"),
+        (
+            len(manifest.description) > 500 or not manifest.description.isprintable(),
+            "description",
+            "one line, at most 500 characters",
+        ),
     ):
         if bad:
             raise Invalid(f"the image manifest has an unusable `{field}`", why=f"allowed: {what}", where=field)

@@ -6,7 +6,7 @@ Pure: takes (file name, text) pairs, returns nouns. Reading files is the caller'
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import msgspec
 
@@ -93,8 +93,14 @@ class _Seen:
             raise Invalid(f"{kind} `{value}` stands twice", why=f"first at {first}", where=where)
 
 
-def read_inventory(files: Mapping[str, str]) -> Inventory:
+Misfit = Callable[[Sku], tuple[tuple[str | int, ...], str, str] | None]
+
+
+def read_inventory(files: Mapping[str, str], misfit: Misfit | None = None) -> Inventory:
     """Parse `{file name: text}`; names decide the kind by their folder (sites/, racks/, skus/).
+
+    Args:
+        misfit: who judges a SKU's suites (`checks.misfit`): (place in its file, what, why) of what does not fit it.
 
     Raises:
         Invalid: with file:line, for the first thing that is wrong. Nothing is returned then.
@@ -111,6 +117,13 @@ def read_inventory(files: Mapping[str, str]) -> Inventory:
             sku = read_sku(document)
             _name(sku.sku, document, ("sku",))
             seen.once("SKU", sku.sku, document.where(("sku",)))
+            if misfit is not None and (wrong := misfit(sku)) is not None:
+                raise Invalid(
+                    wrong[1],
+                    why=wrong[2],
+                    remedy="take it out of the suite, or describe the part",
+                    where=document.where(wrong[0]),
+                )
             skus[sku.sku] = sku
         elif kinds[name] == "sites":
             site = decode(document, SiteSpec)

@@ -33,6 +33,7 @@ from fleetd.model.report import Report, fingerprint_parts
 from fleetd.model.sku import Sku
 
 FORMAT = "fleetd.certificate/1"
+NO_GPU = "gpu.absent"  # the check by which a host without GPUs proves that it has none
 MAX_FILE = 1024 * 1024
 MAX_PEM = 64 * 1024
 MAX_KEYS = 64
@@ -97,8 +98,8 @@ def build_statement(
     if not report.identity.serial.v or not report.identity.uuid.v:
         raise Refused("no certificate: the report does not show the host's serial and UUID")
     for kind in ("gpu", "gpu-serial"):
-        if len(set(parts[kind])) != sku.gpu.count:
-            raise Refused(f"no certificate: {len(set(parts[kind]))} of {sku.gpu.count} {kind} values in the report")
+        if len(set(parts[kind])) != sku.gpu_count:
+            raise Refused(f"no certificate: {len(set(parts[kind]))} of {sku.gpu_count} {kind} values in the report")
     return Statement(
         format=FORMAT,
         id=id,
@@ -164,8 +165,9 @@ def verify(
         problems.append("a check stands in it twice")
     if said.fingerprint != fingerprint(said.parts):
         problems.append("the fingerprint is not that of its parts")
-    if not said.parts.get("gpu"):
-        problems.append("it names no GPU")
+    # A host names its GPUs, or its suite proved that it has none.
+    if bool(said.parts.get("gpu")) == (NO_GPU in checks):
+        problems.append("it names GPUs and says that there are none" if said.parts.get("gpu") else "it names no GPU")
     if not said.serial or said.serial not in said.parts.get("board", ()):
         problems.append("the serial is not among its parts")
     if sku is not None:

@@ -163,7 +163,10 @@ class RunView(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RunHostView(msgspec.Struct, frozen=True, kw_only=True):
-    """A host's place in a run; `step` is the name of the step it works on, `index` its place from 0."""
+    """A host's place in a run; `step` is the name of the step it works on, `index` its place from 0.
+
+    `waiting_for`: what an active host waits for, or how far its step is (`write-image: 43 % …`).
+    """
 
     host: str
     name: str
@@ -172,6 +175,7 @@ class RunHostView(msgspec.Struct, frozen=True, kw_only=True):
     index: int
     step: str
     attempt: int
+    waiting_for: str = ""
     finding: FindingView | None
     started: str | None
     finished: str | None

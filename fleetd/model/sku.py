@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from typing import Literal
 
 import msgspec
 
@@ -59,8 +60,8 @@ class GpuProfile(_Part, frozen=True, kw_only=True):
 
 
 class NetworkProfile(_Part, frozen=True, kw_only=True):
-    count: int  # compute ports
-    rate_gbps: int
+    count: int = 0  # compute ports; 0: none is rented with the host, and none is looked at
+    rate_gbps: int = 0
     firmware: tuple[str, ...] = ()
 
 
@@ -98,6 +99,9 @@ class RepairProfile(_Part, frozen=True, kw_only=True):
     reseat: int = 1
 
 
+BootVia = Literal["network", "virtual-media"]
+
+
 class Sku(_Part, frozen=True, kw_only=True):
     """One file of inventory/skus. `digest` names the exact text a certificate was judged by."""
 
@@ -106,9 +110,10 @@ class Sku(_Part, frozen=True, kw_only=True):
     model: str
     height: int = 1  # rack units
     image: str
-    boot_mode: str = "uefi"
-    gpu: GpuProfile
-    network: NetworkProfile
+    boot_mode: Literal["uefi", "bios"] = "uefi"
+    boot_via: BootVia = "network"  # how the deploy environment reaches the host; a playbook's step may say otherwise
+    gpu: GpuProfile | None = None  # null: a host without GPUs, which then must show none (check `gpu.absent`)
+    network: NetworkProfile = NetworkProfile()
     storage: StorageProfile
     cpu: CpuProfile
     domain: DomainProfile | None = None
@@ -122,6 +127,18 @@ class Sku(_Part, frozen=True, kw_only=True):
     def certificate_seconds(self) -> float:
         return seconds(self.certificate_ttl)
 
+    @property
+    def gpus(self) -> GpuProfile:
+        """The GPU profile, for what was asked only of hosts with GPUs. Raises Invalid when the SKU has none."""
+        if self.gpu is None:
+            raise Invalid(f"SKU `{self.sku}` has no GPUs")
+        return self.gpu
+
+    @property
+    def gpu_count(self) -> int:
+        """GPUs of one host; 0 where the SKU has none."""
+        return 0 if self.gpu is None else self.gpu.count
+
     def suite(self, name: str) -> tuple[str, ...]:
         """Check ids of `acceptance` or `quick`. Raises Invalid for another name."""
         if name not in ("acceptance", "quick"):
@@ -129,15 +146,36 @@ class Sku(_Part, frozen=True, kw_only=True):
         return self.acceptance if name == "acceptance" else self.quick
 
 
+_Fault = tuple[bool, tuple[str, ...], str]
+
+
+def _gpu_faults(gpu: GpuProfile | None) -> tuple[_Fault, ...]:
+    if gpu is None:
+        return ()
+    return (
+        (gpu.count < 1, ("gpu", "count"), "a host with a GPU profile has at least one GPU: leave `gpu` out for none"),
+        (not gpu.vbios, ("gpu", "vbios"), "no VBIOS version is allowed"),
+        (not gpu.driver, ("gpu", "driver"), "no driver version is allowed"),
+    )
+
+
 def read_sku(document: Document) -> Sku:
     """Decode and digest. Raises Invalid with file:line."""
     sku = decode(document, Sku)
     for bad, path, what in (
         (not 1 <= sku.height <= 64, ("height",), "the height is 1 to 64 rack units"),
-        (sku.gpu.count < 1, ("gpu", "count"), "a host has at least one GPU"),
         (not sku.image, ("image",), "the image is empty"),
-        (not sku.gpu.vbios, ("gpu", "vbios"), "no VBIOS version is allowed"),
-        (not sku.gpu.driver, ("gpu", "driver"), "no driver version is allowed"),
+        (sku.network.count < 0, ("network", "count"), "there are 0 compute ports or more"),
+        (
+            sku.network.count > 0 and sku.network.rate_gbps < 1,
+            ("network", "count"),
+            "compute ports have a rate: add `rate_gbps`",
+        ),
+        (sku.storage.nvme_count < 1, ("storage", "nvme_count"), "a host has at least the drive that takes its image"),
+        (sku.cpu.memory_gib < 1, ("cpu", "memory_gib"), "the memory is 1 GiB or more"),
+        (not 0 <= sku.cpu.memory_tolerance < 1, ("cpu", "memory_tolerance"), "a tolerance is 0 to below 1"),
+        (sku.domain is not None and sku.gpu is None, ("domain",), "an NVLink domain is made of GPUs: add `gpu`"),
+        *_gpu_faults(sku.gpu),
         (
             sku.domain is not None and not 1 <= sku.domain.min_trays <= sku.domain.trays,
             ("domain", "min_trays"),

@@ -221,6 +221,8 @@ class RedfishServer:
             bmc.down_until = asyncio.get_running_loop().time() + self._reset_seconds
             bmc.sessions.clear()
             return web.Response(status=204)
+        if path.startswith(f"{bmc.media_path}/"):
+            return _media(bmc, path, body)
         raise _missing(path)
 
     def _power(self, bmc: SimBmc, kind: str) -> None:
@@ -394,6 +396,9 @@ def _patch(request: web.BaseRequest, bmc: SimBmc, path: str, body: Document) -> 
             raise Refusal(400, "Base.1.15.PropertyValueFormatError", "The value for the property Password is refused.")
         bmc.host.set_password(username, body["Password"])
         return web.Response(status=204)
+    if parent == bmc.media_path and bmc.profile.media_way == "patch":
+        _media_set(bmc, last, body.get("Image"))
+        return web.Response(status=204)
     boot_path = f"{bmc.system_path}/Settings" if bmc.profile.boot_in_settings else bmc.system_path
     if path == boot_path and isinstance(body.get("Boot"), dict):
         _boot(bmc, body["Boot"])
@@ -406,6 +411,47 @@ def _patch(request: web.BaseRequest, bmc: SimBmc, path: str, body: Document) -> 
             bmc.host.set_identify(lit)
             return web.Response(status=204)
     raise Refusal(400, "Base.1.15.PropertyNotWritable", "None of these properties can be written here.")
+
+
+_MEDIA_FIELDS = {
+    "full": frozenset({"Image", "Inserted", "WriteProtected", "TransferMethod", "TransferProtocolType"}),
+    "image-only": frozenset({"Image"}),
+    "protocol": frozenset({"Image", "TransferProtocolType"}),
+}
+
+
+def _media(bmc: SimBmc, path: str, body: Document) -> web.StreamResponse:
+    """The two actions of a virtual media slot, as particular about their body as the vendor is."""
+    slot, _, action = path.removeprefix(f"{bmc.media_path}/").partition("/Actions/VirtualMedia.")
+    shown = bmc.resource(f"{bmc.media_path}/{slot}")
+    if shown is None or f"#VirtualMedia.{action}" not in shown.get("Actions", {}):
+        raise _missing(path)
+    if bmc.media_busy > 0:
+        bmc.media_busy -= 1
+        raise Refusal(500, "Base.1.15.InternalError", "The media service is not ready.")
+    if action == "EjectMedia":
+        if slot not in bmc.host.media:
+            raise Refusal(400, "Base.1.15.NoValidImage", "There is nothing to eject.")
+        _media_set(bmc, slot, None)
+        bmc.media_busy = bmc.profile.media_eject_busy
+        return web.Response(status=204)
+    way = bmc.profile.media_way
+    wanted = {"Image", "TransferProtocolType"} if way == "protocol" else {"Image"}
+    if not wanted <= body.keys() <= _MEDIA_FIELDS[way]:
+        raise Refusal(400, "Base.1.15.ActionParameterUnknown", f"This slot takes {', '.join(sorted(wanted))}.")
+    if slot in bmc.host.media:
+        raise Refusal(400, "Base.1.15.ResourceInUse", "There is an image in this slot already.")
+    _media_set(bmc, slot, body["Image"])
+    return web.Response(status=204)
+
+
+def _media_set(bmc: SimBmc, slot: str, image: object) -> None:
+    if image is not None and (not isinstance(image, str) or not image.startswith(("http://", "https://"))):
+        raise Refusal(400, "Base.1.15.PropertyValueFormatError", "The image is no URL.")
+    if bmc.host.fault("lying-bmc") is not None:
+        bmc.host.log("media.ignored", slot=slot)
+    else:
+        bmc.host.set_media(slot, image)
 
 
 def _boot(bmc: SimBmc, wanted: Document) -> None:

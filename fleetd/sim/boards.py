@@ -50,6 +50,10 @@ def board(sku: Sku, drives: int) -> Board:
     else:
         nvmes, gpus, nics = _xe9680(0), _xe9680(1), _xe9680(2)
         modules = _HGX_MODULES
+    nics_there = _buses(nics, sku.network.count, lambda i: f"0002:{i:02x}:00.0")
+    nvmes_there = _buses(nvmes, drives, lambda i: f"0003:{i:02x}:00.0")
+    if gpu is None:
+        return Board(gpus=(), nics=nics_there, nvmes=nvmes_there, switches=(), modules=(), remotes=())
     switches = tuple(f"0000:{0x83 + i:02x}:00.0" for i in range(gpu.nvlink.switches))
     remotes: list[str] = []
     for i, address in enumerate(switches):
@@ -58,8 +62,8 @@ def board(sku: Sku, drives: int) -> Board:
     remotes.extend([VIRTUAL_SWITCH] * (gpu.nvlink.links - len(remotes)))
     return Board(
         gpus=_buses(gpus, gpu.count, lambda i: f"0001:{i:02x}:00.0"),
-        nics=_buses(nics, sku.network.count, lambda i: f"0002:{i:02x}:00.0"),
-        nvmes=_buses(nvmes, drives, lambda i: f"0003:{i:02x}:00.0"),
+        nics=nics_there,
+        nvmes=nvmes_there,
         switches=switches,
         modules=tuple(modules[i] if i < len(modules) else i + 1 for i in range(gpu.count)),
         remotes=tuple(remotes[: gpu.nvlink.links]),

@@ -5,18 +5,18 @@ from __future__ import annotations
 import asyncio
 import re
 import uuid
-from typing import Literal
 
 import aiohttp
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
 from fleetd.sim.hardware import real_serial
-from fleetd.sim.host import Running, SimHost
+from fleetd.sim.host import BootSource, Running, SimHost
 
 TRIES = 6
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0  # seconds between tries, doubling
 REQUEST_SECONDS = 20.0
+ISO = "/deploy/deploy.iso"
 MAX_ANSWER = 64 * 1024
 _URL = re.compile(r"fleetd\.url=(\S{1,512})")
 _TOKEN = re.compile(r"fleetd\.token=(\S{1,512})")
@@ -27,6 +27,14 @@ def host_key() -> tuple[str, str]:
     key = Ed25519PrivateKey.generate()
     private = key.private_bytes(Encoding.PEM, PrivateFormat.OpenSSH, NoEncryption()).decode("ascii")
     return private, key.public_key().public_bytes(Encoding.OpenSSH, PublicFormat.OpenSSH).decode("ascii")
+
+
+def _mac(host: SimHost, running: Running) -> str:
+    """The MAC it tells: of another of its NICs with the fault `wrong-mac`."""
+    fault = host.fault("wrong-mac") if running.environment == "deploy" else None
+    if fault is None:
+        return host.mac
+    return str(fault.params.get("mac", f"{host.mac[:-2]}{int(host.mac[-2:], 16) ^ 0x80:02x}"))
 
 
 class Booter:
@@ -41,11 +49,16 @@ class Booter:
         self._boot_url = boot_url.rstrip("/")
         self._ssh_port = ssh_port
 
-    async def __call__(self, host: SimHost, source: Literal["network", "disk"]) -> Running | None:
+    async def __call__(self, host: SimHost, source: BootSource) -> Running | None:
         """What runs then; None when nothing boots. `host.running` is set before the phone-home, as sshd runs by then."""
+        if source != "disk" and host.fault("boots-wrong-device") is not None:
+            source = "disk"
         if source == "disk":
             return await self._disk(host)
-        if host.fault("no-boot") is not None:
+        if source == "cd" and self._boot_url not in {url.removesuffix(ISO) for url in host.media.values()}:
+            return await self._disk(host)  # no disc, or another's: the firmware goes on to the disk
+        # The deploy environment of the ISO holds no token: it asks by DHCP and for the script as iPXE would.
+        if host.fault("no-boot") is not None or host.fault("no-dhcp") is not None:
             return None
         connector = aiohttp.TCPConnector(local_addr=(host.os_address, 0))
         async with aiohttp.ClientSession(connector=connector, auto_decompress=False) as session:
@@ -56,6 +69,9 @@ class Booter:
             base, token = _URL.search(found), _TOKEN.search(found)
             if base and token:
                 return await self._deploy(host, session, base[1].rstrip("/"), token[1])
+        if source == "cd":
+            host.log("boot.refused", source=source)
+            return None  # no token for this machine: the environment waits and does nothing
         return await self._disk(host)  # the script said `exit 1`: the firmware goes on to the disk
 
     async def _deploy(self, host: SimHost, session: aiohttp.ClientSession, base: str, token: str) -> Running | None:
@@ -103,7 +119,7 @@ class Booter:
         host.running = running
         hello = {
             "environment": running.environment,
-            "mac": host.mac,
+            "mac": _mac(host, running),
             "serial": real_serial(host),
             "uuid": host.uuid,
             "boot_id": running.boot_id,

@@ -250,13 +250,13 @@ def _fits(kind: str, rack: DemoRack) -> bool:
 def _specify(rng: random.Random, host: DemoHost, kind: str, inventory: Inventory) -> FaultSpec:
     """The fault with its parameters, within what the SKU has."""
     sku = inventory.skus[host.sku]
-    gpu = rng.randrange(sku.gpu.count)
+    gpu = rng.randrange(sku.gpus.count)
     params: Mapping[str, int | str] = {}
     match kind:
         case "gpu-off-bus" | "remap-pending" | "throttled":
             params = {"gpu": gpu}
         case "nvlink-down":
-            params = {"gpu": gpu, "link": rng.randrange(sku.gpu.nvlink.links)}
+            params = {"gpu": gpu, "link": rng.randrange(sku.gpus.nvlink.links)}
         case "pcie-width":
             params = {"gpu": gpu, "width": 8}
         case "ecc-uncorrectable":

@@ -18,11 +18,18 @@ KINDS: dict[str, str] = {
     "dimm-gone": "a DIMM is missing",
     "disk-no-erase": "a drive refuses to erase (drive)",
     "erase-lies": "a drive says erased and keeps the data (drive)",
+    "disk-too-small": "a drive is smaller than any image (drive, bytes)",
+    "write-error": "a drive fails while the image is written (drive, at: percent of the image)",
+    "read-back-flip": "a drive stores one bit of the image wrong (drive, at: percent of the image)",
+    "checksum-mismatch": "the image reaches the host with one bit changed",
     "deaf-bmc": "the BMC answers nothing",
     "lying-bmc": "the BMC confirms power and boot verbs and does nothing",
     "slow-bmc": "every BMC answer takes long (seconds)",
     "busy-bmc": "the BMC answers 503 / node busy (count)",
     "no-boot": "network boot gets no answer; the host never phones home",
+    "no-dhcp": "nobody answers its DHCP request: it never asks for its boot script",
+    "boots-wrong-device": "it ignores a one-time boot device and starts from its disk",
+    "wrong-mac": "its deploy environment phones home from another MAC (mac)",
     "probe-garbage": "the probe's output is not a report (mode: huge|truncated|text|other-boot|other-host)",
 }
 
@@ -42,6 +49,11 @@ class Fault(msgspec.Struct, kw_only=True):
     @property
     def live(self) -> bool:
         return self.count is None or self.fired < self.count
+
+    @property
+    def told(self) -> dict[str, int | str | float]:
+        """The parameters for the record, whose own field `at` is the time."""
+        return {("percent" if key == "at" else key): value for key, value in self.params.items()}
 
     def number(self, name: str, default: int = 0) -> int:
         return int(self.params.get(name, default))

@@ -76,7 +76,7 @@ def standing(host: SimHost, *, fire: bool = True) -> list[Fault]:
     for fault in found if fire else ():
         fault.fired += 1
         if fault.fired == 1 or fault.count is not None:
-            host.log("fault.fired", kind=fault.kind, **fault.params)
+            host.log("fault.fired", kind=fault.kind, **fault.told)
     return found
 
 
@@ -84,14 +84,14 @@ def describe(host: SimHost, *, fire: bool = True) -> Hardware:
     """The host as it stands now. With `fire`, faults with a count are used up by one."""
     faults = standing(host, fire=fire)
     wiring = board(host.sku, len(host.drives))
-    gpus = [_gpu(host, wiring, i) for i in range(host.sku.gpu.count)]
+    gpus = [_gpu(host, wiring, i) for i in range(host.sku.gpu_count)]
     down_nics: set[int] = set()
     missing_dimms = 0
     xids: list[tuple[str, int]] = []
     gone: set[int] = set()
     for fault in faults:
-        index = fault.number("gpu") % len(gpus)
-        facts = gpus[index]
+        index = fault.number("gpu") % max(1, len(gpus))
+        facts = gpus[index] if gpus else {}
         match fault.kind:
             case "gpu-off-bus":
                 xids.append((wiring.gpus[index], OFF_BUS_XID))
@@ -121,6 +121,9 @@ def describe(host: SimHost, *, fire: bool = True) -> Hardware:
             case "dimm-gone":
                 missing_dimms += 1
     contents, links = _tree(host, wiring, gpus, gone, down_nics, missing_dimms, xids)
+    if host.sku.gpu is None:
+        # No driver is loaded: NVML does not start, as on any host without GPUs.
+        return Hardware(contents, links, {"init": 9, "driver": "", "library": "", "cuda": 0, "gpus": []})
     driver = _first(host.sku.gpu.driver)
     scenario = {
         "driver": driver,
@@ -137,7 +140,7 @@ def _first(allowed: tuple[str, ...], otherwise: str = "590.48.01") -> str:
 
 
 def _gpu(host: SimHost, wiring: Board, index: int) -> dict[str, Any]:
-    profile, site, name = host.sku.gpu, host.site, host.name
+    profile, site, name = host.sku.gpus, host.site, host.name
     tray = host.sku.domain is not None
     return {
         "uuid": gpu_uuid(site, name, index),
@@ -210,7 +213,6 @@ def _tree(
     files: dict[str, str] = {}
     links: dict[str, str] = {}
     raw: dict[str, bytes] = {}
-    generation = GT_PER_S[sku.gpu.pcie.generation]
 
     def pci(
         address: str, vendor: str, device: str, kind: str, numa: int, speed: float, width: int, widest: int = 0
@@ -224,9 +226,11 @@ def _tree(
     for i, address in enumerate(wiring.gpus):
         if i not in gone:
             numa = gpus[i]["numa"]
-            pci(address, "10de", sku.gpu.pci_id, "030200", numa, generation, gpus[i]["width"], gpus[i]["width_max"])
+            profile = sku.gpus
+            speed = GT_PER_S[profile.pcie.generation]
+            pci(address, "10de", profile.pci_id, "030200", numa, speed, gpus[i]["width"], gpus[i]["width_max"])
     for address in wiring.switches:
-        pci(address, "10de", sku.gpu.nvlink.switch_pci_id, "068000", 0, 32.0, 2)
+        pci(address, "10de", sku.gpus.nvlink.switch_pci_id, "068000", 0, 32.0, 2)
     for i, address in enumerate(wiring.nics):
         pci(address, "15b3", "1021", "020700", wiring.numa(i, len(wiring.nics)), 32.0, 16)
         _nic(host, i, address, i in down_nics, files, links)
@@ -308,7 +312,8 @@ def _cmdline(host: SimHost) -> str:
 
 
 def _modules(sku: Sku) -> list[str]:
-    return ["mlx5_core", "mlx5_ib", "nvidia", "nvidia_peermem", "nvidia_uvm", "nvme"]
+    fabric = ["mlx5_core", "mlx5_ib"] if sku.network.count else []
+    return [*fabric, *(["nvidia", "nvidia_peermem", "nvidia_uvm"] if sku.gpu is not None else []), "nvme"]
 
 
 def _mt_s(sku: Sku) -> int:

@@ -22,6 +22,10 @@ from fleetd.sim.record import Record
 Behaviour = Literal["dell", "supermicro", "openbmc", "ipmi"]
 
 
+BootSource = Literal["network", "cd", "disk"]
+SOURCES: dict[BootDevice, BootSource] = {BootDevice.NETWORK: "network", BootDevice.CD: "cd"}
+
+
 class Timings(msgspec.Struct, frozen=True, kw_only=True):
     """Seconds. The demo shrinks them, a rehearsal uses real ones."""
 
@@ -71,7 +75,7 @@ class SimHost:
 
     Args:
         bmc_address, os_address: local loopback addresses by which the wires tell hosts apart.
-        boot: called when the machine starts from `network` or `disk`; returns what runs then, or None if nothing boots.
+        boot: called when the machine starts from `network`, `cd` or `disk`; returns what runs then, or None if nothing boots.
     """
 
     def __init__(
@@ -99,6 +103,7 @@ class SimHost:
         self.record, self.timings, self.faults, self.cluster_uuid = record, timings, faults, cluster_uuid
         self.power_state = PowerState.OFF
         self.boot_once: BootDevice | None = None
+        self.media: dict[str, str] = {}  # what is in the virtual drives: slot -> URL
         self.identify_led = False
         self.bios_version, self.bmc_version = "2.3.5", "7.10.30.05"
         self.running: Running | None = None
@@ -112,7 +117,7 @@ class SimHost:
             )
             for i in range(sku.storage.nvme_count)
         ]
-        self.boot: Callable[[SimHost, Literal["network", "disk"]], Awaitable[Running | None]] | None = None
+        self.boot: Callable[[SimHost, BootSource], Awaitable[Running | None]] | None = None
         self.on_stop: list[Callable[[], None]] = []  # wires drop what hangs on the running system
         self._life: asyncio.Task[None] | None = None
         self._pending: asyncio.TimerHandle | None = None
@@ -127,7 +132,7 @@ class SimHost:
                 if fire:
                     fault.fired += 1
                     if fault.fired == 1 or fault.count is not None:
-                        self.log("fault.fired", kind=kind, **fault.params)
+                        self.log("fault.fired", kind=kind, **fault.told)
                 return fault
         return None
 
@@ -150,6 +155,14 @@ class SimHost:
     def set_boot_once(self, device: BootDevice) -> None:
         self.log("boot.once", device=str(device))
         self.boot_once = device
+
+    def set_media(self, slot: str, url: str | None) -> None:
+        """Put an ISO into a virtual drive, or take it out."""
+        self.log("media.insert" if url else "media.eject", slot=slot, **({"url": url} if url else {}))
+        if url:
+            self.media[slot] = url
+        else:
+            self.media.pop(slot, None)
 
     def set_identify(self, on: bool) -> None:
         self.log("identify", on=on)
@@ -193,7 +206,7 @@ class SimHost:
     async def _boot(self) -> None:
         await asyncio.sleep(self.timings.post)
         device, self.boot_once = self.boot_once or BootDevice.DISK, None
-        source: Literal["network", "disk"] = "network" if device is BootDevice.NETWORK else "disk"
+        source = SOURCES.get(device, "disk")
         if self.boot is None:
             return
         self.running = await self.boot(self, source)

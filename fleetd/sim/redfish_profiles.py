@@ -37,6 +37,12 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True):
     password_max: int = 64
     sessions: int = 8
     full_status: int = 503  # what POST Sessions answers when every slot is taken
+    media_slots: tuple[tuple[str, tuple[str, ...]], ...] = (("CD", ("CD", "DVD")),)  # id, MediaTypes
+    media_in: Literal["manager", "system"] = "manager"
+    # How an image goes in: all fields, the image alone, with its TransferProtocolType, or by PATCH without an action.
+    media_way: Literal["full", "image-only", "protocol", "patch"] = "full"
+    media_local: frozenset[str] = frozenset()  # slots that eject and take no image from elsewhere
+    media_eject_busy: int = 0  # so many requests after an eject are answered with 500
 
 
 PROFILES: dict[str, Profile] = {
@@ -74,6 +80,8 @@ PROFILES: dict[str, Profile] = {
             "UefiHttp",
         ),
         slots=16,
+        media_slots=(("RemovableDisk", ("USBStick",)), ("CD", ("CD", "DVD"))),  # recorded: R750
+        media_eject_busy=1,
     ),
     "supermicro": Profile(
         vendor="",
@@ -102,6 +110,8 @@ PROFILES: dict[str, Profile] = {
         password_max=20,  # MaxPasswordLength of the recorded SYS-821GE-TNHR
         sessions=16,
         full_status=400,
+        media_slots=tuple((f"VirtualMedia{i}", ("CD", "DVD", "Floppy", "USBStick")) for i in (1, 2)),  # recorded
+        media_way="image-only",
     ),
     "openbmc": Profile(
         vendor="NVIDIA",
@@ -125,5 +135,8 @@ PROFILES: dict[str, Profile] = {
         etag="weak-refused",
         account_ids="names",
         sessions=8,
+        media_slots=tuple((name, ("CD", "USBStick")) for name in ("Slot_0", "USB1")),  # recorded: GB300
+        media_local=frozenset({"Slot_0"}),
+        media_way="protocol",
     ),
 }

@@ -36,6 +36,7 @@ class SimBmc:
             None  # what a verb wanted, and when the transit ends at the latest
         )
         self.off_since = float("-inf")
+        self.media_busy = 0  # requests to media that are still answered with 500
 
     # --- state ----------------------------------------------------------------------------------------------------
 
@@ -79,6 +80,11 @@ class SimBmc:
     def manager_path(self) -> str:
         return f"{V1}/Managers/{self.profile.manager}"
 
+    @property
+    def media_path(self) -> str:
+        """The collection of virtual media slots."""
+        return f"{self.manager_path if self.profile.media_in == 'manager' else self.system_path}/VirtualMedia"
+
     def account_ids(self) -> dict[str, str]:
         """id -> user name; empty slots have an empty one (Dell shows all sixteen)."""
         names = list(self.host.accounts)
@@ -114,6 +120,11 @@ class SimBmc:
                 f"{self.manager_path}/ResetActionInfo", self.profile.manager_reset_types
             ),
         }
+        if self.profile.media_slots:
+            name = self.media_path.removeprefix(f"{V1}/")
+            fixed[self.media_path] = lambda: self._collection(
+                "VirtualMedia", name, [slot for slot, _ in self.profile.media_slots]
+            )
         if self.profile.boot_in_settings:
             fixed[f"{self.system_path}/Settings"] = lambda: {
                 **self._head(f"{self.system_path}/Settings", "ComputerSystem.v1_20_0.ComputerSystem"),
@@ -126,6 +137,8 @@ class SimBmc:
         if make is not None:
             return make()
         parent, _, last = path.rpartition("/")
+        if parent == self.media_path:
+            return self._media(path, last)
         if parent == f"{V1}/AccountService/Accounts":
             return self._account(path, last)
         if parent == f"{V1}/SessionService/Sessions":
@@ -226,6 +239,8 @@ class SimBmc:
         if profile.service_tag:
             board = hashlib.md5(host.serial.encode(), usedforsecurity=False).hexdigest()[:9].upper()
             system |= {"SKU": host.serial, "SerialNumber": f"CNSIM{board}"}
+        if profile.media_slots and profile.media_in == "system":
+            system["VirtualMedia"] = {"@odata.id": self.media_path}
         if profile.boot_in_settings:
             system["@Redfish.Settings"] = {"SettingsObject": {"@odata.id": f"{path}/Settings"}}
         if profile.led == "LocationIndicatorActive":
@@ -252,7 +267,7 @@ class SimBmc:
             reset["@Redfish.ActionInfo"] = f"{path}/ResetActionInfo"
         elif types:
             reset["ResetType@Redfish.AllowableValues"] = list(types)
-        return {
+        manager: Document = {
             **self._head(path, "Manager.v1_17_0.Manager"),
             "ManagerType": "BMC",
             "FirmwareVersion": self.host.bmc_version,
@@ -260,10 +275,32 @@ class SimBmc:
             "Actions": {"#Manager.Reset": reset},
             "Links": {"ManagerForServers": [{"@odata.id": self.system_path}]},
         }
+        if self.profile.media_slots and self.profile.media_in == "manager":
+            manager["VirtualMedia"] = {"@odata.id": self.media_path}
+        return manager
 
     def _baseboard_manager(self) -> Document:
         path = f"{V1}/Managers/HGX_BMC_0"
         return {**self._head(path, "Manager.v1_17_0.Manager"), "ManagerType": "BMC", "FirmwareVersion": "HGX-22.10-1"}
+
+    def _media(self, path: str, slot: str) -> Document | None:
+        kinds = dict(self.profile.media_slots).get(slot)
+        if kinds is None:
+            return None
+        image = self.host.media.get(slot)
+        shown: Document = {
+            **self._head(path, "VirtualMedia.v1_4_0.VirtualMedia"),
+            "MediaTypes": list(kinds),
+            "Inserted": image is not None,
+            "Image": image,
+            "ConnectedVia": "NotConnected" if image is None else "URI",
+        }
+        actions = {name: {"target": f"{path}/Actions/VirtualMedia.{name}"} for name in ("EjectMedia", "InsertMedia")}
+        if slot in self.profile.media_local:
+            del actions["InsertMedia"], shown["Image"]
+        if self.profile.media_way != "patch":
+            shown["Actions"] = {f"#VirtualMedia.{name}": action for name, action in actions.items()}
+        return shown
 
     def _action_info(self, path: str, types: tuple[str, ...]) -> Document:
         parameter = {"Name": "ResetType", "Required": True, "DataType": "String", "AllowableValues": list(types)}

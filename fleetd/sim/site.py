@@ -283,7 +283,7 @@ class SimSite:
 
 def _renamed(fault: Fault) -> dict[str, int | str | float]:
     """Parameters for the log, clear of its own field names."""
-    return {("errors" if key == "count" else key): value for key, value in fault.params.items()}
+    return {("errors" if key == "count" else key): value for key, value in fault.told.items()}
 
 
 def _fresh(path: Path | None) -> Path | None:

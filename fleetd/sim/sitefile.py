@@ -60,6 +60,10 @@ PARAMETERS: dict[str, frozenset[str]] = {
     "slow-bmc": frozenset({"seconds"}),
     "busy-bmc": frozenset({"retry_after"}),
     "probe-garbage": frozenset({"mode"}),
+    "wrong-mac": frozenset({"mac"}),
+    "disk-too-small": frozenset({"drive", "bytes"}),
+    "write-error": frozenset({"drive", "at"}),
+    "read-back-flip": frozenset({"drive", "at"}),
 }
 
 
@@ -68,7 +72,7 @@ MODES: dict[str, frozenset[str]] = {
     "deaf-bmc": frozenset({"silent", "refuse"}),
     "probe-garbage": frozenset({"huge", "truncated", "text", "other-boot", "other-host"}),
 }
-_WORDS = frozenset({"mode", "serial", "cluster_uuid"})  # parameters that are never numbers
+_WORDS = frozenset({"mode", "serial", "cluster_uuid", "mac"})  # parameters that are never numbers
 
 
 class FaultSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):
@@ -206,9 +210,11 @@ def check_fault(spec: FaultSpec, inventory: Inventory, where: Callable[..., str]
         raise Invalid(f"`{spec.host}` is in no NVLink domain of several hosts", where=where("host"))
     sku = inventory.skus[host.sku]
     known = PARAMETERS.get(spec.kind, frozenset())
+    if ("gpu" in known and sku.gpu is None) or ("nic" in known and not sku.network.count):
+        raise Invalid(f"`{spec.host}` has no part that `{spec.kind}` could break", where=where("kind"))
     bounds = {
-        "gpu": sku.gpu.count,
-        "link": sku.gpu.nvlink.links,
+        "gpu": sku.gpu_count,
+        "link": sku.gpu.nvlink.links if sku.gpu is not None else 0,
         "nic": sku.network.count,
         "drive": sku.storage.nvme_count,
     }
@@ -225,7 +231,11 @@ def check_fault(spec: FaultSpec, inventory: Inventory, where: Callable[..., str]
         if isinstance(number, str) or number < 0:
             raise Invalid(f"`{name}` is a number of 0 or more, not `{value}`", where=at)
         if name in bounds and (not isinstance(number, int) or number >= bounds[name]):
-            raise Invalid(f"`{spec.host}` has no {name} {value}", why=f"it has 0 to {bounds[name] - 1}", where=at)
+            raise Invalid(f"`{spec.host}` has no {name} {value}", why=_range(bounds[name]), where=at)
+
+
+def _range(count: int) -> str:
+    return f"it has 0 to {count - 1}" if count else "it has none"
 
 
 def _check(site: Site, document: Document) -> None:

@@ -13,15 +13,19 @@ import json
 import os
 import shutil
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import fleetd
+from fleetd.probe.host import order as orders
+from fleetd.probe.host.order import Image
 from fleetd.probe.host.work import perform
 from fleetd.probe.report.__main__ import gather
 from fleetd.probe.report.files import Table
 from fleetd.sim.drives import Folder, MemoryMachine, Shelf
+from fleetd.sim.fetch import fetch
 from fleetd.sim.garbage import spoil
 from fleetd.sim.hardware import describe, scenario_file
 from fleetd.sim.host import SimHost
@@ -30,6 +34,7 @@ from fleetd.sim.nvml import loaded
 Depth = Literal["full", "fast"]
 Tell = Callable[[bytes], None]
 MAX_STDOUT = 64 * 1024 * 1024
+LOOP_BYTES = 4 * 1024 * 1024  # an image no larger than this is unpacked and written on the loop: some milliseconds
 
 
 class Answer(NamedTuple):
@@ -181,18 +186,54 @@ class System:
         return hear
 
     async def _host_here(self, command: str, stdin: bytes, tell: Tell) -> Answer:
-        machine = MemoryMachine(self.host, self._shelf, self._marker(), self._journal)
-        work = perform(command, stdin, machine)
+        image = _image(stdin) if command == "write-image" else None
         pauses = {"erasing": self.host.timings.wipe, "writing": self.host.timings.image}
+        if image is not None and max(image.bytes, image.raw_bytes) > LOOP_BYTES:
+            return await self._in_thread(stdin, pauses["writing"], tell)
+        machine = MemoryMachine(self.host, self._shelf, self._marker(), self._journal, _at_once)
+        work, used = perform(command, stdin, machine), set[str]()
         while True:
             try:
                 progress = next(work)
             except StopIteration as done:
-                report: dict[str, Any] = done.value
-                return Answer(json.dumps(report).encode() + b"\n", 3 if "refused" in report else 0)
+                return _answer(done.value)
             tell(json.dumps(progress).encode() + b"\n")
-            if pause := pauses.get(progress["event"]):
+            if (pause := pauses.get(progress["event"])) is not None:
                 await asyncio.sleep(pause)
+            if image is not None and progress["event"] in ("writing", "again"):
+                urls = [url for url in image.urls if url.partition("?")[0] not in used]
+                machine.arrived = arrived = await fetch(urls, image.bytes, self.host.os_address)
+                used |= arrived.used
+
+    async def _in_thread(self, stdin: bytes, pause: float, tell: Tell) -> Answer:
+        """A large image is fetched and written while the loop goes on. A power cut ends it at its next act."""
+        loop = asyncio.get_running_loop()
+        machine = MemoryMachine(self.host, self._shelf, self._marker(), self._journal, loop.call_soon_threadsafe)
+        ended: asyncio.Future[dict[str, Any]] = loop.create_future()
+
+        def work() -> None:
+            try:
+                steps = perform("write-image", stdin, machine)
+                while True:
+                    try:
+                        progress = next(steps)
+                    except StopIteration as done:
+                        loop.call_soon_threadsafe(ended.set_result, done.value)
+                        return
+                    loop.call_soon_threadsafe(tell, json.dumps(progress).encode() + b"\n")
+                    if progress["event"] == "writing":
+                        machine.pause(pause)
+            except Exception as error:  # noqa: BLE001  it is raised again on the loop
+                loop.call_soon_threadsafe(ended.set_exception, error)
+
+        thread = threading.Thread(target=work, name=f"sim:{self.host.name}:write-image", daemon=True)
+        thread.start()
+        try:
+            return _answer(await asyncio.shield(ended))
+        except asyncio.CancelledError:
+            machine.cut()
+            await asyncio.wait([ended])
+            raise
 
     def _marker(self) -> str:
         """What the deploy boot wrote into /run: the hash of its token. An installed system has none."""
@@ -234,6 +275,22 @@ class System:
                     process.kill()
                 await process.wait()
         return Answer(stdout, code if code >= 0 else 137)
+
+
+def _image(stdin: bytes) -> Image | None:
+    """The image of a good order; what is wrong with it is for `perform` to say."""
+    try:
+        return orders.read("write-image", stdin).image
+    except orders.Refusal:
+        return None
+
+
+def _at_once(call: Callable[[], None]) -> None:
+    call()
+
+
+def _answer(report: dict[str, Any]) -> Answer:
+    return Answer(json.dumps(report).encode() + b"\n", 3 if "refused" in report else 0)
 
 
 def _option(arguments: tuple[str, ...], name: str) -> str:

@@ -51,13 +51,14 @@ def _known() -> frozenset[str]:
 
 
 @cache
-def migration(dialect: str, before: str | None) -> Migration:
-    """What leads from `before` to the newest schema; no statements when there is nothing to do.
+def migration(dialect: str, before: str | None, after: str | None = None) -> Migration:
+    """What leads from `before` to the newest schema, or to `after`; no statements when there is nothing to do.
 
     Raises:
         Refused: the ledger was written by a newer fleetd.
     """
-    if before == head():
+    target = after or head()
+    if before == target:
         return Migration(before, before, ())
     if before is not None and before not in _known():
         raise Refused(
@@ -68,8 +69,8 @@ def migration(dialect: str, before: str | None) -> Migration:
     output = io.StringIO()
     config = _config(output)
     config.attributes["dialect"] = dialect
-    command.upgrade(config, f"{before or 'base'}:{head()}", sql=True)
-    return Migration(before, head(), _split(output.getvalue()))
+    command.upgrade(config, f"{before or 'base'}:{target}", sql=True)
+    return Migration(before, target, _split(output.getvalue()))
 
 
 def _split(script: str) -> tuple[str, ...]:

@@ -9,6 +9,8 @@ from typing import Final
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from sqlalchemy import bindparam, delete, literal_column, select, text, update
 
 from fleetd.kit.errors import Conflict, Garbled, Invalid
@@ -35,6 +37,13 @@ class Sealer:
                 f"the sealing key has {len(key)} bytes, not {KEY_BYTES}", remedy="make one: `head -c 32 /dev/urandom`"
             )
         self._cipher = AESGCM(key)
+        self._key = key
+
+    def derive(self, purpose: str) -> bytes:
+        """32 bytes for another use than sealing: one purpose, one key, and none tells of another (HKDF-SHA256)."""
+        return HKDF(algorithm=SHA256(), length=KEY_BYTES, salt=None, info=b"fleetd/" + purpose.encode()).derive(
+            self._key
+        )
 
     def __repr__(self) -> str:
         return "Sealer(***)"

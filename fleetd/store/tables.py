@@ -44,6 +44,7 @@ NOT_RETIRED: Final = "NOT retired"
 IN_RUN: Final = "state IN ('pending', 'active')"
 BOUND: Final = "released IS NULL"
 OPEN: Final = "closed IS NULL"
+KEPT: Final = "removed IS NULL"
 
 # SQLite's INTEGER PRIMARY KEY is the rowid, given in commit order by its single writer.
 _Serial = BigInteger().with_variant(Integer, "sqlite")
@@ -314,3 +315,18 @@ inventory = Table(  # what `inventory apply` wrote beside the hosts: sites, rack
     Column("doc", Text, nullable=False),
     _one_of("kind", ("site", "rack", "sku", "playbook")),
 )
+
+images = Table(
+    "images",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("name", Text, nullable=False),
+    Column("sha256", Text, nullable=False),  # of the file as served; two names may share one file
+    Column("added", Double, nullable=False),
+    Column("removed", Double),
+    Column("doc", Text, nullable=False),
+    Column("version", BigInteger, nullable=False),
+    CheckConstraint("version >= 1", name="version"),
+)
+_partial("uq_images_name", images.c.name, where=KEPT)
+_partial("ix_images_sha256", images.c.sha256, where=KEPT, unique=False)

@@ -32,6 +32,8 @@ READS = [
     "capacity",
     "leases",
     "events/list",
+    "images",
+    "hosts/lou-a01-01/boot",
 ]
 MUTATIONS = [
     ("POST", "/v1/hosts/lou-a01-01/power", {"verb": "off"}),
@@ -49,6 +51,10 @@ MUTATIONS = [
     ("POST", "/v1/leases", {"tenant": "a", "sku": "b", "count": 1, "ends_at": "2027-01-01T00:00:00Z"}),
     ("POST", "/v1/leases/lease-1/extend", {"ends_at": "2027-01-01T00:00:00Z"}),
     ("POST", "/v1/leases/lease-1/release", {}),
+    ("POST", "/v1/images", {"manifest": {}}),
+    ("PUT", "/v1/images/x/content", None),
+    ("POST", "/v1/images/x/verify", None),
+    ("DELETE", "/v1/images/x", None),
     ("PUT", "/v1/freezes/all", {"reason": "x"}),
     ("DELETE", "/v1/freezes/all", None),
     ("DELETE", "/v1/holds/x", None),

@@ -12,7 +12,8 @@ from typing import Any
 
 import aiohttp
 
-from tests.world import ROOT, inventory_files
+from tests.images import header_of, image_key, signed_image
+from tests.world import ROOT, image_names, inventory_files
 
 MORTAL = ROOT / "tests/chaos/mortal_daemon.py"
 AWAY = (aiohttp.ClientError, OSError)  # the daemon is dead or not up yet
@@ -53,11 +54,13 @@ class Daemons:
         children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
         return int(children[0])
 
-    async def call(self, method: str, path: str, body: Any = None) -> Any:
+    async def call(self, method: str, path: str, body: Any = None, **rest: Any) -> Any:
         """One request; raises what AWAY holds when the daemon is not there."""
         async with (
             aiohttp.ClientSession(connector=aiohttp.UnixConnector(str(self.socket))) as session,
-            session.request(method, f"http://fleetd{path}", json=body, timeout=aiohttp.ClientTimeout(20)) as answer,
+            session.request(
+                method, f"http://fleetd{path}", json=body, timeout=aiohttp.ClientTimeout(20), **rest
+            ) as answer,
         ):
             text = await answer.text()
             assert answer.status < 400, f"{method} {path}: {answer.status} {text}"
@@ -87,9 +90,12 @@ class Daemons:
                     continue
 
     async def apply(self) -> None:
-        """The whole inventory; applying twice changes nothing."""
+        """The whole inventory, and the images its SKUs name; applying twice changes nothing."""
         await self.until("/v1/hosts", lambda answer: True)
         await self.call("POST", "/v1/inventory/apply", {"files": inventory_files(self.folder)})
+        for name in sorted(image_names(self.folder)):
+            signed, served = signed_image(name, image_key(self.folder))
+            await self.call("PUT", f"/v1/images/{name}/content", data=served, headers=header_of(signed))
 
     async def stop(self) -> None:
         """SIGTERM, and a clean end."""

@@ -51,6 +51,7 @@ def test_every_command_has_help_and_options_have_words() -> None:
 def test_what_reads_prints_in_every_format() -> None:
     """Whoever answers with data takes -o; orders without an answer do not."""
     silent = {("thaw",), ("lift",), ("certificate", "key"), ("host", "expand")}
+    silent |= {("image", "remove"), ("image", "sign"), ("image", "key")}
     for path, command in commands(fleetctl):
         if isinstance(command, click.Group) or path in silent:
             continue
@@ -71,6 +72,7 @@ def test_what_destroys_asks() -> None:
         ("host", "retire"),
         ("run", "cancel"),
         ("lease", "release"),
+        ("image", "remove"),
         ("thaw",),
         ("lift",),
     }

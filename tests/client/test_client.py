@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import socket
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from fleetd.client.http import Endpoint, Http, error_of
@@ -15,8 +17,10 @@ from fleetd.client.resources import Fleet
 from fleetd.client.watch import follow, ticks
 from fleetd.kit import errors
 from fleetd.model.event import Event
+from fleetd.model.image import SignedManifest
 from fleetd.store import events
 from tests.house import House, house
+from tests.images import manifest_of, signed_image
 
 
 @pytest.fixture
@@ -235,3 +239,33 @@ def test_ticks_tell_what_happened(daemon: House, fleet: Fleet) -> None:
     assert next(quiet) == []
     assert next(quiet) == []
     quiet.close()
+
+
+def test_an_upload_that_is_refused_in_the_middle_says_why(daemon: House, fleet: Fleet) -> None:
+    raw = bytes(4 * 1024 * 1024)
+    signed = SignedManifest(manifest=manifest_of("unsigned", raw, raw, format="raw"))
+    told: list[int] = []
+    with pytest.raises(errors.Invalid, match="not signed"):
+        fleet.upload_image(
+            "/v1/images/unsigned/content",
+            msgspec.json.encode(signed),
+            io.BytesIO(raw),
+            len(raw),
+            disk=len(raw),
+            sent=told.append,
+        )
+    assert fleet.images().items == []
+
+
+def test_a_file_that_shrinks_while_it_is_sent_is_refused(daemon: House, fleet: Fleet) -> None:
+    signed, served = signed_image("shrinks", daemon.image_key)
+    with pytest.raises(errors.Invalid, match="became shorter"):
+        fleet.upload_image(
+            "/v1/images/shrinks/content",
+            msgspec.json.encode(signed),
+            io.BytesIO(served[:-100]),
+            len(served),
+            disk=1,
+            sent=lambda _: None,
+        )
+    assert fleet.images().items == []

@@ -17,7 +17,7 @@ from contextlib import suppress
 import pytest
 
 from fleetd.drivers.bmc.capabilities import Bmc
-from fleetd.kit.errors import AuthFailed, Lied, Temporary
+from fleetd.kit.errors import AuthFailed, Lied, Temporary, Unsupported
 from fleetd.model.power import BootDevice, PowerState, PowerVerb
 from fleetd.sim.faults import Fault
 from fleetd.sim.host import SimHost
@@ -132,6 +132,47 @@ async def a_liar_about_boot_is_named(bmc: Bmc, host: SimHost, reopen: Reopen) ->
     with pytest.raises(Lied):
         await bmc.set_boot_once(BootDevice.NETWORK, timeout=WITHIN)
     assert host.boot_once is None
+
+
+ISO, OTHER_ISO = "http://10.0.0.1:8680/deploy/deploy.iso", "http://10.0.0.9/rescue.iso"
+
+
+async def virtual_media_goes_in_and_out(bmc: Bmc, host: SimHost, reopen: Reopen) -> None:
+    """Optional: a wire without it says so and names the way around it, both for insert and eject."""
+    if host.behaviour == "ipmi":
+        for call in (bmc.insert_media(ISO, timeout=WITHIN), bmc.eject_media(timeout=WITHIN)):
+            with pytest.raises(Unsupported) as caught:
+                await call
+            assert "boot_via: network" in caught.value.remedy
+        return
+    await bmc.insert_media(ISO, timeout=WITHIN)
+    assert list(host.media.values()) == [ISO]
+    await bmc.set_boot_once(BootDevice.CD, timeout=WITHIN)
+    assert host.boot_once is BootDevice.CD
+    await bmc.eject_media(timeout=WITHIN)
+    assert host.media == {}
+
+
+async def virtual_media_replaces_what_is_in(bmc: Bmc, host: SimHost, reopen: Reopen) -> None:
+    with suppress(Unsupported):
+        await bmc.insert_media(OTHER_ISO, timeout=WITHIN)
+        for _ in range(2):  # also our own: what is mounted there may be a dead connection
+            await bmc.insert_media(ISO, timeout=WITHIN)
+            assert list(host.media.values()) == [ISO]
+
+
+async def an_empty_virtual_drive_is_left_alone(bmc: Bmc, host: SimHost, reopen: Reopen) -> None:
+    with suppress(Unsupported):
+        await bmc.eject_media(timeout=WITHIN)
+    assert _count(host, "media.") == 0
+
+
+async def a_liar_about_virtual_media_is_named(bmc: Bmc, host: SimHost, reopen: Reopen) -> None:
+    _break(host, "lying-bmc")
+    with pytest.raises(Unsupported if host.behaviour == "ipmi" else Lied) as caught:
+        await bmc.insert_media(ISO, timeout=WITHIN)
+    assert caught.value.remedy
+    assert host.media == {}
 
 
 async def identify_lights_and_darkens(bmc: Bmc, host: SimHost, reopen: Reopen) -> None:
@@ -269,6 +310,10 @@ ALL: tuple[Case, ...] = (
     each_boot_device_sticks,
     boot_choice_is_for_one_boot,
     a_liar_about_boot_is_named,
+    virtual_media_goes_in_and_out,
+    virtual_media_replaces_what_is_in,
+    an_empty_virtual_drive_is_left_alone,
+    a_liar_about_virtual_media_is_named,
     identify_lights_and_darkens,
     system_tells_who_the_host_is,
     a_placeholder_serial_counts_as_absent,

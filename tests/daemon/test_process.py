@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 import os
 import shutil
@@ -145,6 +146,9 @@ async def test_tokens_open_the_tcp_door_and_nothing_else_does(folder):
         ("boot: {listen: nowhere}\n", "not host:port"),
         ("credentials: {factory-x: {username: root}}\n", "either password or password_file"),
         ("a: [\n", "not YAML"),
+        ('images: {mirrors: {"*": ["ftp://10.0.0.5/x"]}}\n', "no URL of a mirror"),
+        ("images: {mirrors: {lou-a01: ['http://10.0.0.5/x?y']}}\n", "no URL of a mirror"),
+        ("images: {mirrors: {lou-a01: ['http://[']}}\n", "no URL of a mirror"),
     ],
 )
 def test_a_wrong_configuration_is_refused_with_its_line(tmp_path, change, message):
@@ -155,6 +159,25 @@ def test_a_wrong_configuration_is_refused_with_its_line(tmp_path, change, messag
     assert found.returncode == 2
     assert message in found.stderr
     assert f"{config}:" in found.stderr
+
+
+def test_image_keys_that_cannot_be_read_are_told(folder):
+    trusted = folder / "image-key.pem.pub"
+    assert fleetd("check-config", "--config", str(folder / "fleetd.yaml")).returncode == 0
+    trusted.write_bytes((folder / "image-key.pem").read_bytes())
+    private = fleetd("check-config", "--config", str(folder / "fleetd.yaml"))
+    assert (private.returncode, "is a private key" in private.stderr) == (2, True)
+    trusted.unlink()
+    gone = fleetd("check-config", "--config", str(folder / "fleetd.yaml"))
+    assert (gone.returncode, "images.trust" in gone.stderr) == (2, True)
+
+
+def test_a_sample_image_is_a_disk_in_gzip(tmp_path):
+    file = tmp_path / "ubuntu.raw.gz"
+    assert fleetd("sample-image", str(file)).returncode == 0
+    disk = gzip.decompress(file.read_bytes())
+    assert disk[510:520] == b"\x55\xaaEFI PART"
+    assert fleetd("sample-image", str(tmp_path / "none" / "x")).returncode == 2
 
 
 def test_passwords_in_a_readable_file_are_refused(folder):

@@ -57,7 +57,7 @@ def test_each_page_says_what_the_code_has(generate: ModuleType) -> None:
     assert all(f"`{state}`" in pages["states.md"] for state in transitions.TABLE)
     assert "| `gpu.count`" not in pages["checks.md"]
     assert "## gpu.count" in pages["checks.md"]
-    assert "## wipe@1" in pages["steps.md"]
+    assert "## wipe@2" in pages["steps.md"]
     assert "## rack-bringup" in pages["playbooks.md"]
     assert "`fleetd_hosts`" in pages["metrics.md"]
     assert pages["metrics.md"].count("| `fleetd_") >= 11

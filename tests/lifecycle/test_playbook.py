@@ -36,6 +36,9 @@ def _book(steps, head=""):
         (["no-such-step"], "", "no step"),
         (["enroll: {speed: 9}"], "", "unknown field"),
         (["boot: {to: moon}"], "", "to"),
+        (["boot: {to: deploy, via: floppy}"], "", "via"),
+        (["enroll", "drift-check"], "", "needs deploy"),
+        (["enroll", "boot: {to: deploy}", "power-off", "clear-tpm"], "", "needs deploy"),
         (["enroll", 'write-image: {image: "{{ secrets.key }}"}'], "", "there is no"),
     ],
 )
@@ -78,4 +81,9 @@ def test_steps_say_what_they_are():
         assert step.seconds > 0
         assert step.attempts >= 1
         assert type(step).__doc__
-    assert {s.name for s in registry.every().values() if s.destructive} == {"wipe", "write-image"}
+    assert {s.name for s in registry.every().values() if s.destructive} == {
+        "wipe",
+        "write-image",
+        "clear-tpm",
+        "boot-order",
+    }

@@ -15,11 +15,12 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from aiohttp import web
 from cryptography import x509
 
 from fleetd.drivers.bmc.capabilities import BmcTarget
 from fleetd.drivers.bmc.redfish import RedfishDriver
-from fleetd.kit.errors import PinMismatch, Unreachable, Unsupported
+from fleetd.kit.errors import FleetError, PinMismatch, Unreachable, Unsupported
 from fleetd.model.bmc import Login
 from fleetd.model.power import BootDevice, PowerState, PowerVerb
 from tests.redfish_rig import PASSWORD, USER, rig, skip_or_fail
@@ -115,6 +116,42 @@ async def test_driver_against_sushy_emulator(tmp_path):
             for call in (bmc.set_password("x" * 12, timeout=5), bmc.reset_bmc(timeout=5)):
                 with pytest.raises(Unsupported):  # it has no accounts and no manager action
                     await call
+            await bmc.close()
+        finally:
+            await driver.close()
+
+
+@contextlib.asynccontextmanager
+async def web_server(data: bytes) -> AsyncIterator[str]:
+    """Base URL of a server that answers every GET and HEAD with these bytes."""
+
+    async def answer(request: web.BaseRequest) -> web.Response:
+        return web.Response(body=data, content_type="application/octet-stream")
+
+    server = web.Server(answer)
+    listener = await asyncio.get_running_loop().create_server(server, "127.0.0.1", 0)
+    try:
+        yield f"http://127.0.0.1:{listener.sockets[0].getsockname()[1]}"
+    finally:
+        listener.close()
+        await server.shutdown(1)
+
+
+async def test_virtual_media_of_sushy_emulator(tmp_path):
+    """The emulator fetches the image itself, as a BMC does: what cannot be fetched must not count as inserted."""
+    driver = RedfishDriver()
+    async with emulator(tmp_path) as target, web_server(b"CD001" * 4096) as base:
+        try:
+            bmc = await driver.open(target, timeout=5)
+            for name in ("deploy.iso", "deploy.iso", "other.iso"):  # the second puts out what is in
+                await bmc.insert_media(f"{base}/deploy/{name}", timeout=30)
+            await bmc.set_boot_once(BootDevice.CD, timeout=10)
+            await bmc.eject_media(timeout=30)
+            await bmc.eject_media(timeout=30)
+            with contextlib.closing(socket.socket()) as nobody:
+                nobody.bind(("127.0.0.1", 0))
+                with pytest.raises(FleetError):
+                    await bmc.insert_media(f"http://127.0.0.1:{nobody.getsockname()[1]}/deploy.iso", timeout=20)
             await bmc.close()
         finally:
             await driver.close()

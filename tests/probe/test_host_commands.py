@@ -9,14 +9,12 @@ import subprocess
 import sys
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from fleetd.probe.build import build
-from fleetd.probe.host import machine as machines
-from fleetd.probe.host import order as orders
-from fleetd.probe.host.machine import Journal, RealMachine, RootMachine
-from fleetd.probe.host.work import choose, perform, sample_offsets
+from fleetd.probe.host.machine import Journal
+from fleetd.probe.host.standin import RootMachine
+from fleetd.probe.host.work import choose, perform
+from tests.probe.imaging import SEED, disk_image, packed, serving
 
 NONCE = "n" * 43
 
@@ -25,7 +23,7 @@ NONCE = "n" * 43
 def root(tmp_path):
     """A host with three drives, booted by NONCE into the deploy environment."""
     (tmp_path / "drives").mkdir()
-    for i, size in enumerate((4_000_000, 2_000_000, 4_000_000)):
+    for i, size in enumerate((64_000_000, 48_000_000, 64_000_000)):
         drive = {"name": f"nvme{i}", "serial": f"D{i}", "model": f"M{i}", "bytes": size, "content": "tenant:a"}
         (tmp_path / "drives" / f"nvme{i}.json").write_text(json.dumps(drive))
     dmi = tmp_path / "sys/class/dmi/id"
@@ -46,17 +44,27 @@ def order(**more):
     return said | more
 
 
+DISK = disk_image()
+SERVED = packed(DISK, "raw.gz")
 IMAGE = {
-    "image": {"name": "ubuntu", "digest": "sha256:11"},
-    "seed": {
-        "hostname": "h",
-        "authorized_keys": ["ssh-ed25519 AAAA"],
-        "host_key_private": "SECRET-KEY",
-        "host_key_public": "ssh-ed25519 BBBB",
-        "phone_home_url": "http://x",
-        "phone_home_token": "SECRET-TOKEN",
+    "image": {
+        "name": "ubuntu",
+        "format": "raw.gz",
+        "bytes": len(SERVED),
+        "sha256": hashlib.sha256(SERVED).hexdigest(),
+        "raw_bytes": len(DISK),
+        "raw_sha256": hashlib.sha256(DISK).hexdigest(),
+        "urls": ["http://127.0.0.1:9/image"],
     },
+    "seed": SEED,
 }
+
+
+@pytest.fixture
+def served():
+    """The order's fields for an image that a server really serves."""
+    with serving(lambda request: request.give(SERVED)) as server:
+        yield {**IMAGE, "image": IMAGE["image"] | {"urls": [f"{server.url}?ticket=SECRET"]}}
 
 
 def act(command, said, root):
@@ -68,6 +76,10 @@ def act(command, said, root):
             progress.append(next(work))
         except StopIteration as done:
             return done.value, progress
+
+
+def told(root):
+    return [json.loads(line)["what"] for line in (root / "drives/log.jsonl").read_text().splitlines()]
 
 
 def contents(root):
@@ -82,8 +94,7 @@ def test_a_wipe_erases_and_reads_back(root):
     ]
     assert contents(root) == ["blank"] * 3
     assert [p["event"] for p in progress] == ["erasing", "erased"] * 3
-    log = [json.loads(line)["what"] for line in (root / "drives/log.jsonl").read_text().splitlines()]
-    assert log == ["wipe.begin", "wipe.drive", "wipe.drive", "wipe.drive", "wipe.done"]
+    assert told(root) == ["wipe.begin", "wipe.drive", "wipe.drive", "wipe.drive", "wipe.done"]
 
 
 def test_the_ledgers_hash_of_the_nonce_serves_as_well(root):
@@ -118,7 +129,7 @@ def test_an_order_that_does_not_fit_is_refused_untouched(root, change, code):
 
 def test_without_the_marker_of_a_deploy_boot_nothing_is_touched(root):
     (root / "run/fleetd/deploy").unlink()
-    for command in ("wipe", "write-image"):
+    for command in ("wipe", "write-image", "inspect", "clear-tpm", "boot-order"):
         report, _ = act(command, order(**IMAGE), root)
         assert report["refused"]["code"] == "not-deploy"
     (root / "run/fleetd/deploy").write_text("")
@@ -177,13 +188,87 @@ def test_a_drive_that_keeps_its_data_is_found(root, firmware, said):
     assert said in report["drives"][1]["reason"]
 
 
-def test_an_image_goes_to_the_smallest_drive_and_is_read_back(root):
-    report, _ = act("write-image", order(**IMAGE), root)
-    assert report["ok"]
-    assert (report["image"], report["digest"]) == ("ubuntu", "sha256:11")
-    assert [d["serial"] for d in report["drives"]] == ["D1"]
+def test_an_image_goes_to_the_smallest_drive_and_is_read_back(root, served):
+    report, progress = act("write-image", order(**served), root)
+    assert report["ok"], report
+    assert (report["image"], report["digest"], report["code"]) == (
+        "ubuntu",
+        f"sha256:{served['image']['raw_sha256']}",
+        "",
+    )
+    (written,) = report["drives"]
+    assert (written["serial"], written["written"], written["read_bytes"]) == ("D1", True, len(DISK))
+    assert contents(root) == ["tenant:a", "image:ubuntu", "tenant:a"]
+    assert told(root) == ["drive.write", "image.write"]
+    assert [p["event"] for p in progress] == ["writing", "progress", "written"]
     journal = "".join(p.read_text() for p in (root / "run/fleetd/intents").iterdir())
-    assert "SECRET" not in json.dumps(report) + journal
+    assert "SECRET" not in json.dumps([report, progress]) + journal
+    assert act("write-image", order(**served), root) == ({**report, "again": True}, [])
+
+
+def test_an_image_that_is_not_the_manifests_is_reported_with_its_code(root, served):
+    image = served["image"] | {"sha256": "0" * 64}
+    report, progress = act("write-image", order(**served | {"image": image}), root)
+    assert (report["ok"], report["code"], report["digest"]) == (False, "image-checksum", "")
+    assert "unbootable" in report["drives"][0]["reason"]
+    assert contents(root)[1] == "partial:ubuntu"
+    assert told(root) == ["drive.write", "image.failed"]
+    assert progress[-1]["event"] == "failed"
+
+
+def test_inspect_reads_and_journals_nothing(root):
+    asked = {"nonce": NONCE, "host_serial": "HOST-1"}
+    report, _ = act("inspect", asked, root)
+    assert report["ok"]
+    assert [d["serial"] for d in report["snapshot"]["drives"]] == ["D0", "D1", "D2"]
+    assert set(report["snapshot"]) == {"bios", "board", "drives", "nics", "pci", "efi", "tpm"}
+    assert not (root / "run/fleetd/intents").exists()
+    assert act("inspect", asked | {"nonce": "x"}, root)[0]["refused"]["code"] == "other-boot"
+    assert act("inspect", asked | {"host_serial": "x"}, root)[0]["refused"]["code"] == "other-host"
+
+
+def test_the_firmware_is_set_and_the_tpm_cleared_once_an_intent(root):
+    efi = {"present": True, "boot_order": ["0000", "0001"], "entries": {"0000": "PXE", "0001": "fleetd disk"}}
+    (root / "host.json").write_text(json.dumps({"efi": efi, "tpm": {"present": True}}))
+    base = {"nonce": NONCE, "host_serial": "HOST-1"}
+    report, _ = act("boot-order", base | {"intent": "b", "prefer": "disk", "rule": "serial:D1"}, root)
+    assert (report["ok"], report["removed"], report["first"]) == (True, ["0001"], "0001")
+    assert report["efi"]["boot_order"] == ["0001", "0000"]
+    assert act("inspect", base, root)[0]["snapshot"]["efi"]["entries"]["0001"] == "fleetd disk"
+    again, _ = act("boot-order", base | {"intent": "b", "prefer": "disk", "rule": "serial:D1"}, root)
+    assert again["again"]
+    blank, _ = act("boot-order", base | {"intent": "c"}, root)  # no drive can boot: it only removes
+    assert (blank["first"], blank["efi"]["boot_order"]) == ("", ["0000"])
+    assert act("boot-order", base | {"intent": "d", "prefer": "network"}, root)[0]["refused"]["code"] == "bad-order"
+    assert (
+        act("boot-order", base | {"intent": "e", "rule": "serial:X"}, root)[0]["refused"]["code"] == "no-system-drive"
+    )
+    tpm, _ = act("clear-tpm", base | {"intent": "t"}, root)
+    assert (tpm["ok"], tpm["tpm"]["cleared"]) == (True, True)
+    assert act("clear-tpm", base | {"intent": "b"}, root)[0]["refused"]["code"] == "intent-reused"
+    assert act("status", {"intent": "t"}, root)[0] == tpm
+    assert contents(root) == ["tenant:a"] * 3
+
+
+@pytest.mark.parametrize(
+    ("tpm", "ok"),
+    [
+        ({"present": False, "cleared": False}, True),
+        ({"present": True, "cleared": False, "reason": "lockout"}, False),
+        (OSError(5, "TPM gone"), False),
+    ],
+)
+def test_a_tpm_that_stays_owned_is_no_success(root, tpm, ok):
+    class Owned(RootMachine):
+        def clear_tpm(self):
+            if isinstance(tpm, OSError):
+                raise tpm
+            return {"method": "none", "pending_reboot": False, "reason": ""} | tpm
+
+    data = json.dumps({"nonce": NONCE, "host_serial": "HOST-1", "intent": "t"}).encode()
+    with pytest.raises(StopIteration) as done:
+        next(perform("clear-tpm", data, Owned(str(root))))
+    assert done.value.value["ok"] is ok
 
 
 @pytest.mark.parametrize(
@@ -193,48 +278,28 @@ def test_rules_choose_one_drive(root, rule, serial):
     assert choose(rule, RootMachine(str(root)).drives()).serial == serial
 
 
-@pytest.mark.parametrize("rule", ["serial:D*", "model:X", "biggest", "serial:", ""])
+@pytest.mark.parametrize(
+    "rule",
+    ["serial:D*", "model:X", "biggest", "serial:", "", "size:1-2", "size:0-1", "size:1", "size:-5-9", "size:٣-٤"],
+)
 def test_rules_that_choose_none_or_several_are_refused(root, rule):
     report, _ = act("write-image", order(**IMAGE, rule=rule or "x"), root)
     assert report["refused"]["code"] in ("bad-order", "no-system-drive")
     assert contents(root) == ["tenant:a"] * 3
 
 
-@given(st.binary(max_size=200))
-def test_no_input_does_more_than_be_refused(data):
-    with pytest.raises(orders.Refusal):
-        orders.read("wipe", data)
-
-
-def test_oversized_and_deep_input_is_refused():
-    with pytest.raises(orders.Refusal):
-        orders.read("wipe", b" " * (orders.MAX_ORDER + 1))
-    with pytest.raises(orders.Refusal):
-        orders.read("wipe", b"[" * 100_000)
-
-
-@given(st.integers(4096, 2**43), st.text(max_size=20))
-def test_samples_lie_on_the_drive_and_hold_both_ends(size, intent):
-    offsets = sample_offsets(size, intent, "D")
-    assert offsets == sorted(set(offsets))
-    assert offsets[0] == 0
-    assert offsets[-1] == (size // 4096 - 1) * 4096
-
-
-def test_real_drives_are_never_acted_on(monkeypatch):
-    """Even with everything right: a marker, the serial, the drives."""
-    monkeypatch.setattr(RealMachine, "serial", lambda _: "HOST-1")
-    monkeypatch.setattr(RealMachine, "marker", lambda _: hashlib.sha256(NONCE.encode()).hexdigest())
-    drive = machines.RealDrive("nvme0", "D0", "M", 4096)
-    monkeypatch.setattr(RealMachine, "drives", lambda _: [drive])
-    for command, more in (("wipe", {}), ("write-image", IMAGE)):
-        work = perform(command, json.dumps(order(drives=[{"serial": "D0"}], **more)).encode(), RealMachine())
-        with pytest.raises(StopIteration) as done:
-            next(work)
-        assert done.value.value["refused"]["code"] == "imaging-not-landed"
-    for verb in (lambda: drive.erase("i"), lambda: drive.write("i", b""), lambda: drive.read(0, 1)):
-        with pytest.raises(orders.Refusal):
-            verb()
+def test_a_tie_for_the_smallest_is_refused_and_a_size_names_one(root):
+    path = root / "drives/nvme1.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"bytes": 64_000_000}))
+    report, _ = act("write-image", order(**IMAGE), root)
+    assert report["refused"] == {
+        "code": "no-system-drive",
+        "reason": "'smallest' fits 3 drives of this host, it must fit one",
+    }
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"bytes": 480 * 10**9}))
+    drives = RootMachine(str(root)).drives()
+    assert choose("size:480-480", drives).serial == "D1"
+    assert choose("size:400-1000", drives).serial == "D1"
 
 
 @pytest.mark.slow

@@ -3,31 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 
 import msgspec
 import pytest
 
-from fleetd.drivers.ssh.keys import new_key_pair
+from fleetd.drivers.boot.admission import Admission, Limits
+from fleetd.drivers.boot.capabilities import ImageGrant
 from fleetd.kit.errors import DeadlineExceeded, Refused, Unreachable
 from fleetd.model.report import MAX_REPORT, read_report
-from fleetd.sim.host import Timings
-from tests.host_rig import QUICK, fault, rig, sim_host, zipapp
+from fleetd.sim.host import Running, Timings
+from fleetd.sim.system import System
+from tests.host_rig import QUICK, Watched, fault, rig, sim_host, zipapp
+from tests.probe.imaging import disk_image, packed
 
 DEPTHS = ["fast", pytest.param("full", marks=pytest.mark.slow)]
-
-
-def image_order(r, host, intent="image-1", **more):
-    private, public = new_key_pair("fleetd")
-    host_private, host_public = new_key_pair("host")
-    seed = {
-        "hostname": host.name,
-        "authorized_keys": [public],
-        "host_key_private": host_private,
-        "host_key_public": host_public,
-        "phone_home_url": r.listener.base_url,
-        "phone_home_token": "t" * 40,
-    }
-    return r.order(host, intent, image={"name": "ubuntu-24.04-gpu"}, seed=seed, **more), private
 
 
 @pytest.mark.parametrize("depth", DEPTHS)
@@ -41,11 +31,11 @@ async def test_from_bare_metal_to_a_report_from_its_own_disk(depth, tmp_path):
         assert [d["serial"] for d in wiped["drives"]] == [d.serial for d in host.drives]
         assert all(d["erased"] and d["samples"] >= 2 for d in wiped["drives"])
         assert {d.content for d in host.drives} == {"blank"}
-        order, private = image_order(r, host)
+        order, private = r.image_order(host)
         written = await r.host_command(shell, "write-image", order)
         assert written["ok"], written
         assert written["image"] == "ubuntu-24.04-gpu"
-        assert written["digest"].startswith("sha256:")
+        assert written["digest"] == f"sha256:{order['image']['raw_sha256']}"
         assert written["drives"][0]["serial"] == host.drives[0].serial  # the smallest
         assert host.drives[0].content == "image:ubuntu-24.04-gpu"
         target = await r.from_disk(host, private, "t" * 40)
@@ -60,9 +50,9 @@ async def test_from_bare_metal_to_a_report_from_its_own_disk(depth, tmp_path):
         done = [
             e.what
             for e in host.record.of(host.name)
-            if e.what in ("wipe.begin", "wipe.done", "image.write", "boot.disk")
+            if e.what in ("wipe.begin", "wipe.done", "drive.write", "image.write", "boot.disk")
         ]
-        assert done == ["wipe.begin", "wipe.done", "image.write", "boot.disk"]
+        assert done == ["wipe.begin", "wipe.done", "drive.write", "image.write", "boot.disk"]
         assert {e.data["intent"] for e in host.record.of(host.name, "wipe.")} == {"wipe-1"}
         assert len(list(host.record.of(host.name, "wipe.drive"))) == 8
 
@@ -81,7 +71,7 @@ async def test_the_same_intent_acts_once(depth, tmp_path):
         assert status == first
         assert (await r.host_command(shell, "status", {"intent": "never"}))["state"] == "unknown"
         assert len(list(host.record.of(host.name, "wipe.begin"))) == 1
-        order, _ = image_order(r, host, "intent-1")
+        order, _ = r.image_order(host, "intent-1")
         with pytest.raises(Refused, match="intent-reused"):
             await r.host_command(shell, "write-image", order)
 
@@ -111,7 +101,7 @@ async def test_a_system_from_disk_refuses_to_be_wiped(depth, tmp_path):
     async with rig(depth, tmp_path) as r:
         host = r.add(sim_host())
         shell = await r.shell(await r.deploy(host))
-        order, private = image_order(r, host)
+        order, private = r.image_order(host)
         assert (await r.host_command(shell, "write-image", order))["ok"]
         own = await r.shell(await r.from_disk(host, private, "t" * 40))
         for nonce in (r.tokens[host.name], "t" * 40):
@@ -133,6 +123,161 @@ async def test_a_drive_that_keeps_its_data_is_found(depth, kind, said, tmp_path)
         assert said in kept[0]["reason"]
         assert host.drives[2].content == "factory"
         assert [e.data["kind"] for e in host.record.of(host.name, "fault.fired")] == [kind]
+
+
+@pytest.mark.parametrize("depth", DEPTHS)
+@pytest.mark.parametrize(
+    ("kind", "params", "code"),
+    [
+        ("disk-too-small", {}, "drive-too-small"),
+        ("write-error", {"at": 70}, "drive-write"),
+        ("read-back-flip", {}, "drive-read-back"),
+        ("checksum-mismatch", {}, "image-checksum"),
+    ],
+)
+async def test_an_image_that_does_not_arrive_leaves_a_disk_that_does_not_boot(depth, kind, params, code, tmp_path):
+    async with rig(depth, tmp_path) as r:
+        host = r.add(sim_host(fault(kind, **params)))
+        shell = await r.shell(await r.deploy(host))
+        order, _ = r.image_order(host)
+        report = await r.host_command(shell, "write-image", order)
+        assert (report["ok"], report["code"]) == (False, code), report
+        assert report["drives"][0]["serial"] == host.drives[0].serial
+        assert host.installed is None
+        assert host.drives[0].content == "partial:ubuntu-24.04-gpu"
+        assert [e.data["kind"] for e in host.record.of(host.name, "fault.fired")] == [kind]
+        assert not list(host.record.of(host.name, "image.write"))
+        host.faults.clear()
+        order, private = r.image_order(host, "image-2")
+        assert (await r.host_command(shell, "write-image", order))["ok"]
+        assert (await r.from_disk(host, private, "t" * 40)).environment == "disk"
+
+
+async def test_a_large_image_is_written_in_a_thread_and_its_acts_stand_in_order(tmp_path):
+    disk = disk_image(9 << 20)
+    served = packed(disk, "raw.gz")
+    async with rig() as r:
+        host = r.add(sim_host())
+        shell = await r.shell(await r.deploy(host))
+        image = r.image(
+            host,
+            bytes=len(served),
+            sha256=(digest := hashlib.sha256(served).hexdigest()),
+            raw_bytes=len(disk),
+            raw_sha256=hashlib.sha256(disk).hexdigest(),
+            urls=[f"{r.listener.base_url}/images/{digest}?ticket=large"],
+        )
+        (r.images / digest).write_bytes(served)
+        r.desk.tickets["large"] = (digest, ImageGrant(host=host.name, rack="r"))
+        order, private = r.image_order(host, image=image)
+        progress: list[dict] = []
+        report = await r.host_command(shell, "write-image", order, progress.append)
+        assert report["ok"], report
+        assert progress[0]["event"] == "writing"
+        assert progress[-1]["event"] == "written"
+        done = [e.what for e in host.record.of(host.name) if e.what in ("drive.write", "image.write")]
+        assert done == ["drive.write", "image.write"]
+        assert (await r.from_disk(host, private, "t" * 40)).environment == "disk"
+
+
+@pytest.mark.parametrize("depth", DEPTHS)
+async def test_firmware_is_read_and_set(depth, tmp_path):
+    async with rig(depth, tmp_path) as r:
+        host = r.add(sim_host())
+        shell = await r.shell(await r.deploy(host))
+        seen = (await r.host_command(shell, "inspect", r.order(host)))["snapshot"]
+        assert seen["bios"]["version"] == host.bios_version
+        assert seen["board"]["serial"] == host.serial
+        assert [d["serial"] for d in seen["drives"]] == [d.serial for d in host.drives]
+        order, _ = r.image_order(host)
+        assert (await r.host_command(shell, "write-image", order))["efi"]["first"] == "0001"
+        after = (await r.host_command(shell, "inspect", r.order(host)))["snapshot"]
+        assert after["efi"]["entries"] == {"0000": "UEFI PXEv4", "0001": "fleetd disk"}
+        reset = await r.host_command(shell, "boot-order", {**r.order(host, "b"), "prefer": "disk"})
+        assert (reset["ok"], reset["removed"]) == (True, ["0001"])
+        assert (await r.host_command(shell, "clear-tpm", r.order(host, "t")))["tpm"]["cleared"]
+
+
+@pytest.mark.parametrize("raw_bytes", [192 * 1024, 64 << 20])  # on the loop, and in a thread
+@pytest.mark.parametrize("depth", DEPTHS)
+async def test_a_power_cut_while_an_image_is_fetched_ends_it(depth, raw_bytes, tmp_path):
+    async with rig(depth, tmp_path) as r:
+        host = r.add(sim_host())
+        shell = await r.shell(await r.deploy(host))
+        connected = asyncio.Event()
+        hanging: list[asyncio.StreamWriter] = []
+
+        async def hang(reader, writer):
+            hanging.append(writer)
+            connected.set()
+
+        server = await asyncio.start_server(hang, "127.0.0.1", 0)
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/image"
+        order, _ = r.image_order(host, image=r.image(host, urls=[url], raw_bytes=raw_bytes))
+        work = asyncio.create_task(r.host_command(shell, "write-image", order))
+        async with asyncio.timeout(10):
+            await connected.wait()
+        assert hanging[0].get_extra_info("peername")[0] == host.os_address
+        shell = await r.shell(await r.deploy(host))
+        with pytest.raises(Unreachable):
+            await work
+        assert (await r.host_command(shell, "status", {"intent": "image-1"}))["state"] == "unknown"
+        order, _ = r.image_order(host, "image-2")
+        assert (await r.host_command(shell, "write-image", order))["ok"]
+        done = [e.what for e in host.record.of(host.name) if e.what in ("drive.write", "image.write", "image.failed")]
+        assert done == ["drive.write", "drive.write", "image.write"]
+        for writer in hanging:
+            writer.close()
+        server.close()
+
+
+@pytest.mark.slow
+async def test_a_rack_images_at_once_under_an_admission_limit_and_none_starves():
+    record, count = Watched(), 40
+    async with rig(admission=Admission(Limits(server=4, rack=2))) as r:
+        hosts = [
+            r.add(sim_host(name=f"lou-a{i // 10:02}-{i % 10:02}", address=f"127.0.1.{i + 1}", record=record))
+            for i in range(count)
+        ]
+        systems = [System(host, None) for host in hosts]
+        beats = 0
+
+        async def beat():
+            nonlocal beats
+            while True:
+                await asyncio.sleep(0.01)
+                beats += 1
+
+        heart = asyncio.create_task(beat())
+        for host, system in zip(hosts, systems, strict=True):
+            system.push(zipapp("host").digest, zipapp("host").data)
+            r.tokens[host.name] = "n" * 40
+            host.running = Running(
+                environment="deploy",
+                boot_id="b",
+                authorized_key="",
+                token="n" * 40,
+                host_key_private="",
+                host_key_public="",
+                started=0.0,
+            )
+        answers = await asyncio.gather(
+            *(
+                system.run(
+                    "host",
+                    zipapp("host").digest,
+                    ("write-image",),
+                    msgspec.json.encode(r.image_order(host)[0]),
+                    lambda _: None,
+                )
+                for host, system in zip(hosts, systems, strict=True)
+            )
+        )
+        heart.cancel()
+        reports = [msgspec.json.decode(answer.stdout) for answer in answers]
+        assert all(report["ok"] for report in reports), [x for x in reports if not x["ok"]][:1]
+        assert all(host.installed is not None for host in hosts)
+        assert beats > 3  # the loop went on meanwhile
 
 
 async def test_work_goes_on_when_its_starter_is_gone_and_its_report_waits():

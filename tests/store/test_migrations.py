@@ -12,10 +12,11 @@ from alembic.migration import MigrationContext
 from sqlalchemy import create_engine
 
 from fleetd.kit.errors import FleetError, Refused
-from fleetd.store import access, schema
+from fleetd.store import access, hosts, images, schema
 from fleetd.store.database import open_database
 from fleetd.store.tables import metadata
 from tests.store.postgres_server import PostgresServer
+from tests.store.samples import ready
 
 
 async def test_from_empty_and_again(empty_url: str) -> None:
@@ -33,6 +34,28 @@ async def test_from_empty_and_again(empty_url: str) -> None:
         await db.migrate()
         assert await db.revision() == schema.head()
         assert await access.setting(db, "a") == "1"
+
+
+async def test_images_join_a_ledger_that_has_data(
+    empty_url: str, backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From 0001 with hosts in it to the newest: nothing that is there changes."""
+    module = f"fleetd.store.{'sqlite' if backend == 'sqlite' else 'postgres'}.migration"
+    name = "sqlite" if backend == "sqlite" else "postgresql"
+    host = ready(1)
+    async with await open_database(empty_url) as db:
+        with monkeypatch.context() as patched:
+            patched.setattr(module, lambda *_: schema.migration(name, None, "0001"))
+            await db.migrate()
+        assert await db.revision() == "0001"
+        await db.commit([hosts.insert(host), access.set_setting("a", "1")])
+    async with await open_database(empty_url) as db:
+        assert not await db.current()
+        await db.migrate()
+        assert await db.current()
+        assert await hosts.get(db, host.id) == host
+        assert await access.setting(db, "a") == "1"
+        assert await images.every(db) == []
 
 
 async def test_two_at_once(empty_url: str) -> None:

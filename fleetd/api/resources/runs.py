@@ -87,11 +87,14 @@ async def list_run_hosts(
     state = desks(request)
     run = await state.services.runs.get(run_id)
     members = await state.services.runs.hosts(run_id)
-    names = {host.id: host.name for host in await host_rows.every(state.services.db)}
+    hosts = {host.id: host for host in await host_rows.every(state.services.db)}
     page, following = paging.page(
-        members, lambda m: (m.wave, names.get(m.host, ""), m.host), limit=limit, cursor=cursor
+        members,
+        lambda m: (m.wave, hosts[m.host].name if m.host in hosts else "", m.host),
+        limit=limit,
+        cursor=cursor,
     )
-    return Page(items=[views.run_host(m, names.get(m.host, m.host), run.steps) for m in page], next=following)
+    return Page(items=[views.run_host(m, hosts.get(m.host), run.steps) for m in page], next=following)
 
 
 @get("/v1/runs/{run_id:str}/hosts/{host:str}/steps", guards=[auth.viewer])

@@ -38,8 +38,11 @@ class PowerControl(Protocol):
 
 
 class BootControl(Protocol):
-    async def set_boot_once(self, device: BootDevice, *, timeout: float) -> None:
-        """The next boot only. Reads the selector back; raises Lied when it did not stick."""
+    async def set_boot_once(self, device: BootDevice, *, timeout: float, uefi: bool = True) -> None:
+        """The next boot only. Reads the selector back; raises Lied when it did not stick.
+
+        `uefi`: what an IPMI BMC is told of the firmware's mode; a Redfish one keeps the mode its firmware is set to.
+        """
 
 
 class Locate(Protocol):
@@ -62,7 +65,20 @@ class Reset(Protocol):
         """Restart the BMC itself; returns when the command is accepted. The host keeps running."""
 
 
-class Bmc(PowerControl, BootControl, Locate, Inventory, Accounts, Reset, Protocol):
+class VirtualMedia(Protocol):
+    """A CD that is an ISO at a URL. Optional: where wire or BMC has none, both raise Unsupported with the way around it."""
+
+    async def insert_media(self, url: str, *, timeout: float) -> None:
+        """Put this ISO (http or https) into the virtual CD drive, in place of what is in it, and read it back.
+
+        Raises Lied when the BMC confirmed and does not show it. The boot itself is `set_boot_once(BootDevice.CD)`.
+        """
+
+    async def eject_media(self, *, timeout: float) -> None:
+        """Empty the virtual CD drive and read it back; an empty one is left alone."""
+
+
+class Bmc(PowerControl, BootControl, VirtualMedia, Locate, Inventory, Accounts, Reset, Protocol):
     """One logged-in session with one BMC."""
 
     async def close(self) -> None:

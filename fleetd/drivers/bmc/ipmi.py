@@ -127,16 +127,19 @@ class IpmiBmc:
 
     # --- boot, identify ---------------------------------------------------------------------------------------------
 
-    async def set_boot_once(self, device: BootDevice, *, timeout: float) -> None:
+    async def set_boot_once(self, device: BootDevice, *, timeout: float, uefi: bool = True) -> None:
         """The next boot only; reads the selector back, because some BMCs drop the other bits (ipmi_sim does)."""
         end = self._end(timeout)
         selector = ipmi.BOOT_SELECTOR[device]
         with suppress(Unsupported):  # optional: without it the choice still holds for a minute
             # Else the BMC forgets the choice when the host is not started within 60 s (IPMI 28.12, parameter 3).
             await self._set_boot(bytes((ipmi.BOOT_VALID_CLEARING, ipmi.KEEP_ON_TIMEOUT)), end)
+        flags = ipmi.FLAGS_VALID | (ipmi.FLAGS_EFI if uefi else 0)
         try:
-            await self._set_boot(bytes((ipmi.BOOT_FLAGS, ipmi.FLAGS_VALID | ipmi.FLAGS_EFI, selector, 0, 0, 0)), end)
+            await self._set_boot(bytes((ipmi.BOOT_FLAGS, flags, selector, 0, 0, 0)), end)
         except Unsupported:  # a BMC from before UEFI refuses the EFI bit
+            if not uefi:
+                raise
             await self._set_boot(bytes((ipmi.BOOT_FLAGS, ipmi.FLAGS_VALID, selector, 0, 0, 0)), end)
         kept = await self._call(ipmi.CHASSIS, ipmi.GET_BOOT_OPTIONS, bytes((ipmi.BOOT_FLAGS, 0, 0)), end)
         if len(kept) < 4 or kept[1] & 0x7F != ipmi.BOOT_FLAGS:
@@ -146,6 +149,20 @@ class IpmiBmc:
 
     async def _set_boot(self, data: bytes, end: float) -> None:
         await self._call(ipmi.CHASSIS, ipmi.SET_BOOT_OPTIONS, data, end)
+
+    async def insert_media(self, url: str, *, timeout: float) -> None:
+        """Raises Unsupported: IPMI has no virtual media that two vendors agree on."""
+        raise self._no_media()
+
+    async def eject_media(self, *, timeout: float) -> None:
+        """Raises Unsupported."""
+        raise self._no_media()
+
+    def _no_media(self) -> Unsupported:
+        return Unsupported(
+            f"{self._address[0]}: virtual media is not part of IPMI",
+            remedy="boot this host by network (`boot_via: network` in its SKU), or reach its BMC by Redfish",
+        )
 
     async def identify(self, on: bool, *, timeout: float) -> None:
         """The identify LED; where a BMC cannot hold it, on means 255 s."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
-from fleetd.drivers.bmc import redfish_accounts, redfish_boot, redfish_power, redfish_tree
+from fleetd.drivers.bmc import redfish_accounts, redfish_boot, redfish_media, redfish_power, redfish_tree
 from fleetd.drivers.bmc.capabilities import BmcTarget
 from fleetd.drivers.bmc.quirks import Quirk, quirks_of
 from fleetd.drivers.bmc.redfish_answers import Document, decode_power, power_word, text
@@ -38,7 +38,7 @@ class RedfishBmc:
 
         return await within(self._clock, timeout, f"power {verb}", self._name, work)
 
-    async def set_boot_once(self, device: BootDevice, *, timeout: float) -> None:
+    async def set_boot_once(self, device: BootDevice, *, timeout: float, uefi: bool = True) -> None:
         async def work(call: Call) -> None:
             system, etag = await self._system(call)
             await redfish_boot.set_boot_once(
@@ -46,6 +46,20 @@ class RedfishBmc:
             )  # fmt: skip
 
         await within(self._clock, timeout, f"setting the next boot to {device}", self._name, work)
+
+    async def insert_media(self, url: str, *, timeout: float) -> None:
+        async def work(call: Call) -> None:
+            system, _ = await self._system(call)
+            await redfish_media.insert(self.session, call, system, self._system_path, url)
+
+        await within(self._clock, timeout, "inserting virtual media", self._name, work)
+
+    async def eject_media(self, *, timeout: float) -> None:
+        async def work(call: Call) -> None:
+            system, _ = await self._system(call)
+            await redfish_media.eject(self.session, call, system, self._system_path)
+
+        await within(self._clock, timeout, "ejecting virtual media", self._name, work)
 
     async def identify(self, on: bool, *, timeout: float) -> None:
         async def work(call: Call) -> None:

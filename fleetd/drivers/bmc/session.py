@@ -198,9 +198,10 @@ class Session:
             if answer.ok and "x-auth-token" in answer.headers:
                 self._take(answer)
                 return
-            if answer.status in (401, 403):
+            if answer.status in (401, 403) and self._sessions_told():
                 raise self.error(answer, "logging in")
             # 400 and 503 are a full session table, 404/405/501 a service without sessions: Basic is in the standard.
+            # A service that tells of no sessions may say 401 for that too: it asks for a login before it looks (sushy-tools).
             probe = await self._try_basic(call)
             if probe.ok:
                 return
@@ -208,6 +209,9 @@ class Session:
                 raise self.error(probe, "logging in")
             tries += 1
             await self._wait_busy(call, probe, tries)
+
+    def _sessions_told(self) -> bool:
+        return bool(link(self.root, "SessionService") or link(self.root, "Links", "Sessions"))
 
     def _take(self, answer: Answer) -> None:
         token = answer.headers["x-auth-token"]

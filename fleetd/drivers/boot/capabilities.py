@@ -42,10 +42,11 @@ class BootHost(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ImageGrant(msgspec.Struct, frozen=True, kw_only=True):
-    """Who fetches: `host` and `rack` are what admission counts by."""
+    """Who fetches: `host` and `rack` are what admission counts by. `expires`: wall second of the ticket's own end."""
 
     host: str
     rack: str
+    expires: float | None = None
 
 
 class Sighting(msgspec.Struct, frozen=True, kw_only=True):

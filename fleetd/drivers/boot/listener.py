@@ -8,50 +8,41 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 
 import msgspec
 from aiohttp import web
 
-from fleetd.drivers.boot.capabilities import BootDesk, BootScript, Hello
-from fleetd.kit.errors import Busy, Conflict, DeadlineExceeded, Denied, FleetError, Invalid, NotFound
+from fleetd.drivers.boot.admission import Admission
+from fleetd.drivers.boot.capabilities import BootDesk, Hello
+from fleetd.drivers.boot.files import SERVED, Files
+from fleetd.drivers.boot.images import Images
+from fleetd.drivers.boot.scripts import MAC, START, TOKEN, is_rom, read_mac, replace_text, script_text, start_text
+from fleetd.drivers.boot.sightings import Sightings
+from fleetd.drivers.boot.transfer import send
+from fleetd.kit.clock import Clock, SystemClock
+from fleetd.kit.errors import Busy, Conflict, DeadlineExceeded, Denied, FleetError, Invalid, NotFound, Temporary
 from fleetd.kit.logs import get
+from fleetd.kit.rate import Meter
 
 MAX_BODY = 64 * 1024
 DESK_SECONDS = 15.0
 BODY_SECONDS = 10.0
 IDLE_SECONDS = 15.0  # a connection that sends nothing, or headers without end
 MAX_CONNECTIONS = 4096
-_MAC = re.compile(r"[0-9a-fA-F]{2}([:-])[0-9a-fA-F]{2}(?:\1[0-9a-fA-F]{2}){4}")
-_TOKEN = re.compile(r"[A-Za-z0-9_-]{16,256}")
+MAX_FILES = 1024  # transfers of kernel, initrd and ISO at once: these know no host, so they know no queue
+MAX_FILES_A_SOURCE = 64  # of one address; a BMC reads an ISO over several connections
+FILE_RATE = 16 * 1024  # bytes a second below which a client of these counts as dead
+RETRY_AFTER = 5.0  # seconds; iPXE (measured) and the deploy environment come again by themselves
+REPLACED_SECONDS, REPLACED_TIMES = 180.0, 2  # then a ROM is used as it is: what we gave it did not help
+WARNINGS, WARNINGS_SECONDS = 10, 60.0  # lines in the log of one kind
 _PLAIN = re.compile(r"[ -~]{0,128}")
 _KEY = re.compile(r"(ssh-ed25519|ssh-rsa|ecdsa-sha2-nistp(?:256|384|521)) [A-Za-z0-9+/]{40,2000}={0,2}( [ -~]{0,200})?")
-_LOCAL = "#!ipxe\nexit 1\n"
 
 log = get("boot")
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-
-
-def script_text(script: BootScript, mac: str, base_url: str) -> str:
-    """What iPXE executes. Raises Invalid for a token that could be more than a word."""
-    if script.token is None:
-        return _LOCAL
-    if not _TOKEN.fullmatch(script.token):
-        raise Invalid("the boot token is not one plain word")
-    return (
-        "#!ipxe\n"
-        f"kernel {base_url}/deploy/vmlinuz initrd=initrd console=tty0 console=ttyS0 BOOTIF=01-{mac.replace(':', '-')}"
-        f" fleetd.url={base_url} fleetd.token={script.token}\n"
-        f"initrd --name initrd {base_url}/deploy/initrd\n"
-        "boot\n"
-    )
-
-
-def read_mac(text: str) -> str:
-    """Lower case with colons. Raises NotFound: what is no MAC is no host."""
-    if not _MAC.fullmatch(text):
-        raise NotFound("not a MAC address")
-    return text.lower().replace("-", ":")
 
 
 def read_hello(body: bytes) -> Hello:
@@ -64,7 +55,7 @@ def read_hello(body: bytes) -> Hello:
         value = getattr(hello, name)
         if not value or not _PLAIN.fullmatch(value):
             raise Invalid("the hello has an unusable field", where=name)
-    if not _MAC.fullmatch(hello.mac):
+    if not MAC.fullmatch(hello.mac):
         raise Invalid("the hello has an unusable field", where="mac")
     if not _KEY.fullmatch(hello.host_key):
         raise Invalid("the hello has an unusable field", where="host_key")
@@ -76,7 +67,7 @@ def read_hello(body: bytes) -> Hello:
 def _token(request: web.Request) -> str:
     """The bearer token. Raises Denied."""
     scheme, _, token = request.headers.get("Authorization", "").partition(" ")
-    if scheme.lower() != "bearer" or not _TOKEN.fullmatch(token.strip()):
+    if scheme.lower() != "bearer" or not TOKEN.fullmatch(token.strip()):
         raise Denied("no bearer token")
     return token.strip()
 
@@ -100,17 +91,49 @@ class BootListener:
         desk: who may boot what.
         host, port: where to listen; port 0 takes a free one, see `port`.
         base_url: how hosts reach this listener, without a trailing slash; empty: by the bound address.
+        files: kernel, initrd and the like; images: read-only files named by their sha256. None: none are served.
+        admission: how many images at once.
+        tftp: where a BIOS NIC's own iPXE finds ours, `tftp://10.77.0.1`; empty: it is used as it is.
+        drain: seconds that `stop` waits for what flows.
     """
 
-    def __init__(self, desk: BootDesk, host: str, port: int, base_url: str = "") -> None:
+    def __init__(
+        self,
+        desk: BootDesk,
+        host: str,
+        port: int,
+        base_url: str = "",
+        *,
+        files: Files | None = None,
+        images: Path | None = None,
+        admission: Admission | None = None,
+        clock: Clock | None = None,
+        tftp: str = "",
+        drain: float = 5.0,
+    ) -> None:
         self._desk = desk
         self._host, self.port = host, port
         self._base_url = base_url.rstrip("/")
+        self._clock = clock or SystemClock()
+        self.files = files or Files(None)
+        self.admission = admission or Admission()
+        self.sightings = Sightings(desk, self._clock)
+        self.images = Images(desk, self.admission, self.sightings, self._clock, images)
+        self.tftp = tftp
+        self._drain = drain
+        self._meter = Meter(WARNINGS, WARNINGS_SECONDS)
+        self._flowing: dict[str, int] = {}  # source -> transfers of files
+        self._replaced: OrderedDict[str, tuple[float, int]] = OrderedDict()  # MAC -> steady second, times
         self._runner: web.AppRunner | None = None
 
     @property
     def base_url(self) -> str:
         return self._base_url or f"http://{self._host}:{self.port}"
+
+    @property
+    def flowing(self) -> int:
+        """Transfers of kernel, initrd and ISO that run now."""
+        return sum(self._flowing.values())
 
     async def start(self) -> None:
         """Listen. Raises Conflict when the address cannot be had."""
@@ -123,17 +146,21 @@ class BootListener:
                 return _problem(503, Busy.code, Busy.title, close=True)
             return await handler(request)
 
-        app = web.Application(client_max_size=MAX_BODY, middlewares=[_guard, bound])
-        app.router.add_get("/boot/{mac}.ipxe", self._script)
-        app.router.add_get("/deploy/authorized_keys", self._authorized_keys)
-        app.router.add_post("/deploy/hello", self._hello)
+        app = web.Application(client_max_size=MAX_BODY, middlewares=[self._guard, bound])
+        app.router.add_get(START, self._start)
+        app.router.add_get("/boot/{mac}.ipxe", _short(self._script))
+        app.router.add_get("/deploy/authorized_keys", _short(self._authorized_keys))
+        app.router.add_post("/deploy/hello", _short(self._hello))
+        app.router.add_get("/images/{digest}", self._image)
+        for path in SERVED:
+            app.router.add_get(path, self._file)
         self._runner = web.AppRunner(
             app,
             access_log=None,
             handle_signals=False,
             keepalive_timeout=IDLE_SECONDS,
             lingering_time=0,
-            shutdown_timeout=5.0,
+            shutdown_timeout=self._drain,
             max_line_size=4096,
             max_field_size=4096,
             auto_decompress=False,  # a small body that unpacks to a large one is not taken
@@ -147,22 +174,74 @@ class BootListener:
             raise Conflict(
                 f"the boot listener cannot listen on {self._host}:{self.port}",
                 why=error.strerror or str(error),
-                remedy="see who holds it (`ss -ltnp`), or change boot.listen in fleetd.yaml",
+                remedy="see who holds it (`ss -ltnp`), or change boot.listen in fleetd.yaml, listen in boot.yaml",
             ) from error
         self.port = self._runner.addresses[0][1]
 
     async def stop(self) -> None:
-        """Stop listening; safe to call twice."""
+        """Stop listening, send away who waits, let flow what flows for `drain` seconds; safe to call twice."""
         runner, self._runner = self._runner, None
         if runner is not None:
+            self.admission.close()
             await runner.cleanup()
+            await self.sightings.close()
+
+    @web.middleware
+    async def _guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Errors as a code and a title; what is not now says when."""
+        try:
+            return await handler(request)
+        except web.HTTPException as error:
+            return _problem(error.status, "", error.reason, close=error.status == 413)
+        except FleetError as error:
+            if error.status >= 500 and not isinstance(error, Busy):
+                self._warn(error.code, "boot.request", path=request.path, source=_source(request), error=str(error))
+            if isinstance(error, Temporary):
+                return _problem(503, error.code, error.title, retry_after=error.retry_after or RETRY_AFTER)
+            return _problem(error.status, error.code, error.title)
+        except TimeoutError:
+            return _problem(503, DeadlineExceeded.code, DeadlineExceeded.title, close=True, retry_after=RETRY_AFTER)
+        except ConnectionError:
+            raise  # the client went: aiohttp closes what is left
+        except Exception:  # a slip of ours: told to the log, not to the network
+            log.exception("boot.request", path=request.path, source=_source(request))
+            return _problem(500, FleetError.code, FleetError.title, close=True)
+
+    def _warn(self, key: str, event: str, **fields: str) -> None:
+        """Whoever calls often fills no log."""
+        held = self._meter.take(key, self._clock.steady())
+        if held is not None:
+            log.warning(event, held_back=held, **fields)
+
+    async def _start(self, _: web.Request) -> web.Response:
+        return _secret(start_text(self.base_url))
 
     async def _script(self, request: web.Request) -> web.Response:
         mac = read_mac(request.match_info["mac"])
-        script = await self._desk.script(
-            mac, uuid=_query(request, "uuid"), serial=_query(request, "serial"), source=_source(request)
-        )
+        uuid, serial = _query(request, "uuid"), _query(request, "serial")
+        if self.tftp and self._is_replaced(request, mac):
+            return _secret(replace_text(self.tftp))
+        script = await self._desk.script(mac, uuid=uuid, serial=serial, source=_source(request))
         return _secret(script_text(script, mac, self.base_url))
+
+    def _is_replaced(self, request: web.Request, mac: str) -> bool:
+        """Whether this is the iPXE of a NIC's ROM, to be replaced by ours. Never more than twice in a row."""
+        chip, version = _query(request, "chip"), _query(request, "ver")
+        if not is_rom(_query(request, "plat"), chip):
+            self._replaced.pop(mac, None)
+            return False
+        now = self._clock.steady()
+        at, times = self._replaced.pop(mac, (now, 0))
+        if now - at > REPLACED_SECONDS:
+            at, times = now, 0
+        self._replaced[mac] = (at, times + 1)
+        if len(self._replaced) > MAX_CONNECTIONS:
+            self._replaced.popitem(last=False)
+        replace = times < REPLACED_TIMES
+        what = "is replaced by ours" if replace else "comes back after it was replaced, and is used as it is"
+        detail = f"iPXE {version[:40]} in the ROM of the NIC ({chip[:20]}) {what}"
+        self.sightings.add("rom", mac=mac, source=_source(request), detail=detail)
+        return replace
 
     async def _authorized_keys(self, request: web.Request) -> web.Response:
         line = await self._desk.authorized_keys(_token(request), source=_source(request))
@@ -175,32 +254,49 @@ class BootListener:
         await self._desk.hello(token, read_hello(body), source=_source(request))
         return web.Response(status=204)
 
+    async def _image(self, request: web.Request) -> web.StreamResponse:
+        return await self.images.handle(request, _source(request))
+
+    async def _file(self, request: web.Request) -> web.StreamResponse:
+        served, source = self.files.served(request), _source(request)
+        path = self.files.path(served)
+        if path is None or not await asyncio.get_running_loop().run_in_executor(None, path.is_file):
+            self._warn(served.name, "boot.file.missing", name=served.name, source=source)
+            raise NotFound("no such file")
+        mine = self._flowing.get(source, 0)
+        if mine >= MAX_FILES_A_SOURCE or len(self._flowing) > MAX_FILES or self.flowing >= MAX_FILES:
+            raise Busy("too many transfers", retry_after=RETRY_AFTER)
+        detail = "HEAD" if request.method == "HEAD" else ""
+        self.sightings.add(served.stage, source=source, detail=f"{served.name} {detail}".strip())
+        self._flowing[source] = mine + 1
+        try:
+            return await send(request, path, min_rate=FILE_RATE, headers={})
+        finally:
+            self._flowing[source] -= 1
+            if not self._flowing[source]:
+                del self._flowing[source]
+
 
 def _secret(text: str) -> web.Response:
     return web.Response(text=text, content_type="text/plain", headers={"Cache-Control": "no-store"})
 
 
-@web.middleware
-async def _guard(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """A deadline for every request, and errors as a code and a title."""
-    try:
+def _short(handler: Handler) -> Handler:
+    """With a deadline for the whole request; transfers have their own rule."""
+
+    async def bounded(request: web.Request) -> web.StreamResponse:
         async with asyncio.timeout(DESK_SECONDS):
             return await handler(request)
-    except web.HTTPException as error:
-        return _problem(error.status, "", error.reason, close=error.status == 413)
-    except FleetError as error:
-        if error.status >= 500:
-            log.warning("boot.request", path=request.path, source=_source(request), error=str(error))
-        return _problem(error.status, error.code, error.title)
-    except TimeoutError:
-        return _problem(503, DeadlineExceeded.code, DeadlineExceeded.title, close=True)
-    except Exception:  # a slip of ours: told to the log, not to the network
-        log.exception("boot.request", path=request.path, source=_source(request))
-        return _problem(500, FleetError.code, FleetError.title, close=True)
+
+    return bounded
 
 
-def _problem(status: int, code: str, title: str, *, close: bool = False) -> web.Response:
+def _problem(
+    status: int, code: str, title: str, *, close: bool = False, retry_after: float | None = None
+) -> web.Response:
     response = web.json_response({"status": status, "code": code, "title": title}, status=status)
+    if retry_after is not None:
+        response.headers["Retry-After"] = str(max(1, round(retry_after)))
     if close:
         response.force_close()
     return response

@@ -15,6 +15,7 @@ from fleetd.kit.clock import Clock
 from fleetd.lifecycle.boots import Boots
 from fleetd.lifecycle.certificates import ProofDesk
 from fleetd.lifecycle.credentials import Credentials
+from fleetd.lifecycle.images import ImageDesk
 from fleetd.lifecycle.outcome import Outcome
 from fleetd.model.firmware import Baseline
 from fleetd.model.host import Host, Observed, State, TenantData
@@ -34,6 +35,7 @@ class Wires(msgspec.Struct, frozen=True, kw_only=True):
     host: Zipapp
     boots: Boots
     credentials: Credentials
+    images: ImageDesk
     proofs: ProofDesk
     baselines: dict[str, Baseline]  # by SKU
     domain_patience: float = 300.0  # seconds to wait for the other trays of an NVLink domain

@@ -6,19 +6,29 @@ from typing import Any, Literal
 
 import msgspec
 
-from fleetd.kit.errors import IdentityUnproven, Lied
-from fleetd.lifecycle.outcome import Outcome, advance, fail
+from fleetd.drivers.bmc.capabilities import Bmc
+from fleetd.kit.errors import DeadlineExceeded, FleetError, IdentityUnproven, Unsupported
+from fleetd.kit.logs import get
+from fleetd.lifecycle.outcome import Outcome, Retry, advance, fail, here
 from fleetd.lifecycle.steps.base import Step, StepContext
 from fleetd.model.boot import Boot
 from fleetd.model.check import Action
 from fleetd.model.host import Host, State
 from fleetd.model.power import BootDevice, PowerVerb
+from fleetd.model.sku import BootVia
+
+log = get("boot")
+ISO = "/deploy/deploy.iso"
+MEDIA_SECONDS = 180.0  # a BMC opens the ISO over its own slow network before it says that it is in
+TRIES = 2  # boots before a host that does not come is a finding
+_LOOK = "look at its console; check cable and DHCP of the boot NIC, and the boot order"
 
 
 class BootStep(Step):
     """Powers off, arms a fresh nonce, sets the boot device once, powers on, waits for the phone-home that returns the nonce."""
 
     name = "boot"
+    version = 2
     summary = "boot into the deploy environment or from disk, proven by the phone-home"
     seconds = 1800.0
     attempts = 2
@@ -26,13 +36,20 @@ class BootStep(Step):
     needs = frozenset({"managed"})
 
     class Params(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-        """`to`: deploy (RAM environment, by network) or disk. `patience`: seconds from power-on to the phone-home."""
+        """`to`: deploy (RAM environment) or disk. `via`: how deploy reaches the host, in place of what its SKU says.
+
+        `patience`: seconds from power-on to the phone-home.
+        """
 
         to: Literal["deploy", "disk"]
         patience: float = 900.0
+        via: BootVia | None = None
 
     def plan(self, host: Host, params: Any) -> str:
-        return f"power off and boot from {'network into the deploy environment' if params.to == 'deploy' else 'disk'}"
+        if params.to == "disk":
+            return "power off and boot from disk"
+        ways = {"network": "by network ", "virtual-media": "from a virtual CD ", None: ""}
+        return f"power off and boot {ways[params.via]}into the deploy environment"
 
     def evidence_of(self, params: Any) -> tuple[frozenset[str], frozenset[str], frozenset[str]]:
         needs = self.needs | ({"image"} if params.to == "disk" else set())
@@ -40,6 +57,7 @@ class BootStep(Step):
 
     async def do(self, ctx: StepContext) -> Outcome:
         params: BootStep.Params = ctx.params
+        media = (params.via or ctx.sku.boot_via) == "virtual-media"
         # Off first, and proven off: what ran until now may hold this very token (a written disk keeps it) and must not
         # answer for the boot that is armed next.
         bmc = await ctx.bmc()
@@ -52,20 +70,66 @@ class BootStep(Step):
                 remedy="run `fleetctl rack bringup`: it writes one",
                 action=Action.RETEST,
             )
-        await bmc.set_boot_once(BootDevice.NETWORK if params.to == "deploy" else BootDevice.DISK, timeout=60.0)
+        device = BootDevice.DISK
+        if params.to == "deploy":
+            device = BootDevice.CD if media else BootDevice.NETWORK
+            if media:
+                await bmc.insert_media(f"{ctx.wires.boots.base_url}{ISO}", timeout=MEDIA_SECONDS)
+        elif media or ctx.data.pop("media", False):
+            await bmc.eject_media(timeout=MEDIA_SECONDS)  # what a cut-short boot left in must not come before the disk
+        try:
+            return await self._start(ctx, bmc, boot, device)
+        finally:
+            if device is BootDevice.CD:
+                await self._take_out(ctx, bmc)
+
+    async def _start(self, ctx: StepContext, bmc: Bmc, boot: Boot, device: BootDevice) -> Outcome:
+        params: BootStep.Params = ctx.params
+        await bmc.set_boot_once(device, timeout=60.0, uefi=ctx.sku.boot_mode == "uefi")
         ctx.power = await bmc.power(PowerVerb.ON, timeout=120.0)
-        remedy = "look at its console; check cable and DHCP of the boot NIC, and the boot order"
-        await ctx.waiting(f"the host phones home from {params.to}", remedy=remedy, seconds=params.patience)
+        await ctx.waiting(f"the host phones home from {params.to}", remedy=_LOOK, seconds=params.patience)
         try:
             met = await ctx.wires.boots.wait_hello(boot, params.patience)
         except IdentityUnproven as error:
             return fail("identity.unproven", str(error), remedy=error.remedy, action=Action.FIX_INVENTORY)
-        except TimeoutError as error:
-            raise Lied("the host never came up") from error
+        except DeadlineExceeded as error:
+            return await self._absent(ctx, error)
         ctx.data["boot"] = met.id
+        ctx.data.pop("boots-missed", None)
         return advance(
             f"up in {params.to}, from {met.source}, as serial {met.serial}", boot=met.id, boot_id=met.boot_id
         )
+
+    @staticmethod
+    async def _absent(ctx: StepContext, error: DeadlineExceeded) -> Outcome:
+        """It did not come: what was seen of it on its way says where to look. Booted once more before it is a finding."""
+        _, seen, diagnosis = await ctx.wires.boots.doctor(ctx.host)
+        remedy = diagnosis.remedy or _LOOK
+        what = f"no phone-home from {ctx.params.to} within {ctx.params.patience:.0f} s: {diagnosis.what}"
+        missed = int(ctx.data.get("boots-missed", 0)) + 1
+        if missed < TRIES:
+            ctx.data["boots-missed"] = missed
+            return Retry(error=what, code=error.code, remedy=remedy, after=1.0, source=here())
+        ctx.data.pop("boots-missed", None)
+        outcome = fail("boot.no-show", what, remedy=f"{remedy}; `fleetctl boot doctor {ctx.host.name}` says more")
+        trail = [f"{entry.stage} {entry.answer} {entry.source} {entry.detail}".strip() for entry in seen[-16:]]
+        return msgspec.structs.replace(outcome, evidence={"stage": diagnosis.stage, "trail": trail})
+
+    async def undo(self, ctx: StepContext) -> None:
+        """Take the virtual CD out; a host that has none is left alone."""
+        try:
+            await (await ctx.bmc()).eject_media(timeout=MEDIA_SECONDS)
+        except Unsupported:
+            return
+
+    @staticmethod
+    async def _take_out(ctx: StepContext, bmc: Bmc) -> None:
+        """After the hello or the failure. One that stays in is noted: the boot from disk takes it out first."""
+        try:
+            await bmc.eject_media(timeout=MEDIA_SECONDS)
+        except FleetError as error:
+            ctx.data["media"] = True
+            log.warning("boot.media.left", host=ctx.host.name, error=str(error))
 
     @staticmethod
     async def _arm(ctx: StepContext, params: BootStep.Params) -> Boot | None:

@@ -43,8 +43,8 @@ class FirmwareBaseline(Step):
                 action=Action.REFLASH,
                 parts=tuple(d.component for d in drift),
             )
-        return advance(
-            f"BIOS {seen.bios_version}, BMC {seen.bmc_version}: as the baseline",
-            bios=seen.bios_version,
-            bmc=seen.bmc_version,
-        )
+        told = {"bios": seen.bios_version, "bmc": seen.bmc_version}
+        names = {"bios": "BIOS", "bmc": "BMC"}
+        # Only what the baseline lists was compared: an IPMI BMC that cannot tell the BIOS is no fault of the host.
+        shown = ", ".join(f"{names.get(name, name)} {told[name]}" for name in baseline.components)
+        return advance(f"{shown}: as the baseline", **{name: told[name] for name in baseline.components})

@@ -3,40 +3,52 @@
 from __future__ import annotations
 
 import secrets
+import uuid
 from typing import Any
 
 import msgspec
 
+from fleetd.checks.judge import clean
 from fleetd.drivers.ssh.keys import new_key_pair
 from fleetd.lifecycle.credentials import Seed
-from fleetd.lifecycle.outcome import Outcome, advance, fail
+from fleetd.lifecycle.outcome import Fail, Outcome, Retry, advance, fail, here
 from fleetd.lifecycle.steps.base import StepContext
 from fleetd.lifecycle.steps.ondeploy import DriveReport, HostReport, OnDeploy
+from fleetd.model.boot import Boot
 from fleetd.model.check import Action
 from fleetd.model.host import Host
+from fleetd.model.image import Manifest
+
+# The image or its way here is at fault, not this host.
+_OF_THE_IMAGE = frozenset({"image-checksum", "image-stream", "image-source", "partition-table"})
+_OF_THE_DRIVE = frozenset({"drive-too-small", "drive-write", "drive-read-back"})
+GB = 10**9
 
 
 class WriteImage(OnDeploy):
     """A SKU image is seeded with a key of ours; a tenant's with the tenant's keys, and none of ours."""
 
     name = "write-image"
+    version = 2
     summary = "write an image to the system drive, seed it, read it back"
     seconds = 3600.0
     command = "write-image"
+    touches = True
     needs = frozenset({"managed", "deploy"})
     gives = frozenset({"image"})
 
     class Params(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-        """`image`: a name; `keys`: whose SSH keys the seed holds."""
+        """`image`: a name; `tenant`: the seed holds the tenant's keys, and none of ours."""
 
         image: str = "{{ sku.image }}"
         tenant: bool = False
 
     def plan(self, host: Host, params: Any) -> str:
-        return f"OVERWRITE the system drive with image {params.image}"
+        return f"OVERWRITE the system drive with image {params.image}, read it back and seed it"
 
-    async def order(self, ctx: StepContext, drives: list[DriveReport]) -> dict[str, Any]:
+    async def order(self, ctx: StepContext, boot: Boot, drives: list[DriveReport]) -> dict[str, Any]:
         params: WriteImage.Params = ctx.params
+        manifest = await ctx.wires.images.manifest(ctx.resolve(params.image))
         host_private, host_public = new_key_pair(f"host {ctx.host.name}")
         private, public = ("", "") if params.tenant else new_key_pair(f"fleetd {ctx.host.name}")
         keys = list(ctx.lease.request.ssh_keys) if params.tenant and ctx.lease else [public]
@@ -44,26 +56,122 @@ class WriteImage(OnDeploy):
         # Stored before the order leaves: if we die now, the image on the disk still phones home with a token we know.
         await ctx.db.commit(ctx.wires.credentials.keep_seed(ctx.host, seed))
         return {
-            "image": {"name": ctx.resolve(params.image)},
+            "image": {
+                "name": manifest.name,
+                "format": str(manifest.format),
+                "bytes": manifest.bytes,
+                "sha256": manifest.sha256,
+                "raw_bytes": manifest.raw_bytes,
+                "raw_sha256": manifest.raw_sha256,
+                "urls": ctx.wires.boots.image_urls(boot, ctx.host, manifest),
+            },
             "rule": ctx.sku.storage.system_serial_rule,
             "seed": {
                 "hostname": ctx.host.name,
+                # A new one each time: an image that was started before on this disk's forebear must seed itself again.
+                "instance_id": str(uuid.uuid4()),
                 "authorized_keys": keys,
                 "host_key_private": host_private,
                 "host_key_public": host_public,
                 "phone_home_url": ctx.wires.boots.base_url,
                 "phone_home_token": seed.token,
                 "user_data": (ctx.lease.request.user_data or "") if params.tenant and ctx.lease else "",
+                "network": "",
+                "boot_mac": ctx.host.spec.boot_mac,
             },
         }
 
     async def judge(self, ctx: StepContext, report: HostReport) -> Outcome:
-        if not report.ok:
-            reasons = "; ".join(d.reason for d in report.drives if d.reason) or "the read-back digest differs"
-            return fail(
-                "image.write",
-                f"the image was not written: {reasons}",
-                remedy="replace the system drive, then retest",
-                action=Action.RMA,
+        name = ctx.resolve(ctx.params.image)
+        manifest = await ctx.wires.images.manifest(name)
+        drive = report.drives[0] if len(report.drives) == 1 else None
+        evidence = _evidence(report, drive)
+        wrong = _wrong(manifest, report, drive)
+        if not wrong:
+            assert drive is not None
+            return advance(
+                f"image {manifest.name} written to drive {clean(drive.serial, 64)} and read back in {drive.seconds:.0f} s",
+                **evidence,
             )
-        return advance(f"image {report.image} written and read back", image=report.image, digest=report.digest)
+        # The image may have been on its way when a server or a line gave up: once more, then it is a finding.
+        if report.code in _OF_THE_IMAGE and not ctx.data.get("image-tried"):
+            ctx.data["image-tried"] = True
+            return Retry(
+                error=f"{clean(report.code, 40)}: {wrong}",
+                code="image." + report.code.removeprefix("image-"),
+                remedy=f"fleetctl image verify {manifest.name}",
+                after=2.0,
+                source=here(),
+            )
+        return msgspec.structs.replace(self._finding(ctx, manifest, report, drive, wrong), evidence=evidence)
+
+    @staticmethod
+    def _finding(
+        ctx: StepContext, manifest: Manifest, report: HostReport, drive: DriveReport | None, wrong: str
+    ) -> Fail:
+        code = report.code
+        serial = clean(drive.serial, 64) if drive is not None else ""
+        parts = (serial,) if serial else ()
+        if code in _OF_THE_IMAGE:
+            return fail(
+                "image." + code.removeprefix("image-"),
+                f"image {manifest.name}: {wrong}; this host is not to blame",
+                remedy=f"`fleetctl image verify {manifest.name}`: it reads the file again; add it anew if it is damaged,"
+                " look at the mirrors if it is not; then retest",
+                action=Action.RETEST,
+            )
+        if code == "drive-too-small":
+            return fail(
+                "storage.too-small",
+                f"drive {serial or '?'} is too small for image {manifest.name}: {wrong}",
+                remedy=f"pull the drive {serial} and fit one of at least {manifest.raw_bytes / GB:.0f} GB, or give the SKU"
+                " a smaller image or another rule for its system drive",
+                action=Action.RMA,
+                parts=parts,
+            )
+        if code in _OF_THE_DRIVE:
+            return fail(
+                "storage.write" if code == "drive-write" else "storage.read-back",
+                f"drive {serial or '?'} did not take image {manifest.name}: {wrong}",
+                remedy=f"pull the drive {serial}, replace it, then retest",
+                action=Action.RMA,
+                parts=parts,
+            )
+        return fail(
+            "image.write",
+            f"image {manifest.name} was not written: {wrong}",
+            remedy=f"read what the host said (`fleetctl run show --host {ctx.host.name} {ctx.run.id}`), then retest",
+            action=Action.RETEST,
+            parts=parts,
+        )
+
+
+def _wrong(manifest: Manifest, report: HostReport, drive: DriveReport | None) -> str:
+    """Why this report is no proof that the image stands on a drive; empty when it is one."""
+    if not report.ok or drive is None or not drive.written:
+        reasons = "; ".join(clean(d.reason, 300) for d in report.drives if d.reason)
+        return reasons or clean(report.reason, 300) or clean(report.code, 60) or "the host does not say why"
+    if report.digest != f"sha256:{manifest.raw_sha256}":
+        return (
+            f"it reads back as {clean(report.digest, 80) or 'nothing'}, the manifest says sha256:{manifest.raw_sha256}"
+        )
+    return ""
+
+
+def _evidence(report: HostReport, drive: DriveReport | None) -> dict[str, Any]:
+    """What was proven. The ticket in a URL stays out."""
+    found: dict[str, Any] = {"image": clean(report.image, 80), "digest": clean(report.digest, 80)}
+    if report.code:
+        found["code"] = clean(report.code, 40)
+    if drive is not None:
+        found |= {
+            "drive": clean(drive.serial, 64),
+            "model": clean(drive.model, 64),
+            "seconds": drive.seconds,
+            "wrote_bytes": drive.wrote_bytes,
+            "zero_bytes": drive.zero_bytes,
+            "read_bytes": drive.read_bytes,
+            "resumed": drive.resumed,
+            "url": clean(drive.url.partition("?")[0], 300),
+        }
+    return found

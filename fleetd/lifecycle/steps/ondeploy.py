@@ -1,60 +1,124 @@
-"""What the destructive steps share: an order to the host-side command, under this boot's key, for this very host and its drives."""
+"""What steps in the deploy environment share: an order to the host-side command, under this boot's key, for this very host."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
 
+from fleetd.checks.judge import clean
 from fleetd.drivers.ssh.capabilities import Shell
-from fleetd.kit.errors import Garbled, IdentityUnproven, Unreachable
-from fleetd.lifecycle.outcome import Outcome, rewind
+from fleetd.kit.errors import Garbled, IdentityUnproven, Temporary, Unreachable
+from fleetd.lifecycle.outcome import Fail, Outcome, fail, rewind
 from fleetd.lifecycle.steps.base import Step, StepContext
 from fleetd.model.boot import Boot
+from fleetd.model.check import Action
+from fleetd.store import hosts as host_rows
 
 MAX_REPORT = 1024 * 1024
+MAX_DRIVES = 256
+RECONNECTS = 3  # tries to reach a host whose answer got lost, before it is booted afresh
+LOOK_AGAIN = 2.0  # seconds between two looks at what it does
+
+
+class Tried(msgspec.Struct, frozen=True, kw_only=True):
+    """An erase method that did not work, and the drive's own answer."""
+
+    method: str = ""
+    reason: str = ""
 
 
 class DriveReport(msgspec.Struct, frozen=True, kw_only=True):
-    """One drive in a host-side report."""
+    """One drive in a host-side report. Sizes in bytes. What of it says "erased" or "written" was read back there."""
 
     name: str = ""
     serial: str
     model: str = ""
+    firmware: str = ""
     bytes: int = 0
-    method: str = ""
     seconds: float = 0.0
+    reason: str = ""
+    # wipe: `pattern_written` samples held a known pattern before the erase, `pattern_left` still did after it
     erased: bool = False
+    method: str = ""
+    samples: int = 0
+    nonzero: int = 0
+    pattern_written: int | bool = 0
+    pattern_left: int | bool = 0
+    tried: list[Tried] = []
+    # write-image
+    written: bool = False
+    wrote_bytes: int = 0
+    zero_bytes: int = 0
+    read_bytes: int = 0
+    url: str = ""
+    resumed: int = 0
+
+
+class TpmReport(msgspec.Struct, frozen=True, kw_only=True):
+    """`pending_reboot`: the firmware clears it at the next start; only a look after that tells."""
+
+    present: bool = False
+    cleared: bool = False
+    method: str = ""
+    pending_reboot: bool = False
     reason: str = ""
 
 
 class HostReport(msgspec.Struct, frozen=True, kw_only=True):
-    """What the host-side command answers when it was not refused (the shell raises Refused then). `state`: done, running, unknown (that intent never began there)."""
+    """What the host-side command answers when it was not refused (the shell raises Refused then).
+
+    `state`: done, running, unknown (that intent never began there). `code` names what went wrong with an image.
+    """
 
     intent: str = ""
     ok: bool = False
     state: str = "done"
+    interrupted: bool = False  # of a running one: its program is dead
+    reason: str = ""
     drives: list[DriveReport] = []
     image: str = ""
     digest: str = ""
+    code: str = ""
+    tpm: TpmReport | None = None
+    efi: dict[str, Any] = {}
+    removed: list[str] = []
+    first: str = ""
+    snapshot: dict[str, Any] = {}
 
 
 def read_host_report(data: bytes) -> HostReport:
     """Raises Garbled."""
     try:
-        return msgspec.json.decode(data, type=HostReport)
-    except (msgspec.DecodeError, RecursionError) as error:
+        report = msgspec.json.decode(data, type=HostReport)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
         raise Garbled("the host-side command's report cannot be read", why=str(error)[:200]) from error
+    if len(report.drives) > MAX_DRIVES:
+        raise Garbled("the host-side command's report cannot be read", why=f"{len(report.drives)} drives")
+    return report
+
+
+def named(drives: Sequence[DriveReport]) -> str:
+    """`S1 and S2`, for a remedy that a person reads at the rack."""
+    serials = [clean(drive.serial, 64) for drive in drives]
+    return ", ".join(serials[:-1]) + (" and " if len(serials) > 1 else "") + serials[-1] if serials else "of the host"
 
 
 class OnDeploy(Step):
-    """Base of steps that run a host-side command in the deploy environment."""
+    """Base of steps that run a host-side command in the deploy environment.
+
+    Class fields beside those of Step:
+        command: of the host-side program.
+        touches: it writes to the drives it names, so every one of them must be this host's.
+    """
 
     destructive = True
     command = ""
+    touches = False
 
-    async def order(self, ctx: StepContext, drives: list[DriveReport]) -> dict[str, Any]:
+    async def order(self, ctx: StepContext, boot: Boot, drives: list[DriveReport]) -> dict[str, Any]:
         """The rest of the order, beside intent, nonce, serials."""
         return {}
 
@@ -68,44 +132,88 @@ class OnDeploy(Step):
         except (IdentityUnproven, Unreachable) as error:
             return rewind(str(error), to="deploy")
         try:
+            await ctx.waiting(
+                f"{self.name} on the host",
+                remedy=f"look at its progress: `fleetctl host why {ctx.host.name}`; a deploy environment that hangs is"
+                " booted again when the step's time is over",
+                seconds=self.seconds,
+            )
             present = await self._status(ctx, shell, boot)
+            if (ended := await self._ended(ctx, present)) is not None:
+                return ended
+            if self.touches and (foreign := await self._foreign(ctx, present.drives)) is not None:
+                return foreign
             order = {
                 "intent": ctx.intent,
                 "nonce": boot.token_hash,
                 "host_serial": ctx.host.spec.serial,
                 "drives": [{"serial": drive.serial} for drive in present.drives],
-                **await self.order(ctx, present.drives),
+                **await self.order(ctx, boot, present.drives),
             }
-            await ctx.guard(self.seconds)
-            answer = await shell.run(
-                ctx.wires.host,
-                (self.command,),
-                stdin=msgspec.json.encode(order),
-                timeout=self.seconds,
-                max_output=MAX_REPORT,
-                progress=ctx.progress,
-            )
+            if self.destructive:
+                await ctx.guard(self.seconds)
+            try:
+                answer = await shell.run(
+                    ctx.wires.host,
+                    (self.command,),
+                    stdin=msgspec.json.encode(order),
+                    timeout=self.seconds,
+                    max_output=MAX_REPORT,
+                    progress=ctx.progress,
+                )
+            except Temporary:
+                # The order is out: a second one beside it would find its drive taken. Its own end is waited for.
+                if not self.destructive or (found := await self._follow(ctx)) is None:
+                    raise
+                return found
         finally:
             await shell.close()
         return await self.judge(ctx, read_host_report(answer))
 
     async def verify(self, ctx: StepContext) -> Outcome | None:
         """Ask the host what became of the intent. Its journal lives as long as its boot; with another boot it is abandoned."""
-        try:
-            boot, shell = await self._shell(ctx)
-        except (IdentityUnproven, Unreachable) as error:
-            return rewind(f"the boot of the interrupted {self.name} is gone: {error}", to="deploy")
-        try:
-            report = await self._status(ctx, shell, boot)
-        except Unreachable as error:
-            return rewind(f"the boot of the interrupted {self.name} is gone: {error}", to="deploy")
-        finally:
-            await shell.close()
-        if report.state == "done":
+        if not self.destructive:
+            return None  # it only reads: asked again
+        return await self._follow(ctx)
+
+    async def _follow(self, ctx: StepContext) -> Outcome | None:
+        """What the order came to whose answer got lost; None when it never began.
+
+        The host-side program works on without a listener, and its report waits in the journal: a wipe of hours is not
+        begun again because a line or the daemon broke. A host that is gone for good is booted afresh.
+        """
+        lost = 0
+        while True:
+            try:
+                boot, shell = await self._shell(ctx)
+                try:
+                    report = await self._status(ctx, shell, boot)
+                finally:
+                    await shell.close()
+            except IdentityUnproven as error:
+                return rewind(f"the boot of the interrupted {self.name} is gone: {error}", to="deploy")
+            except Temporary as error:
+                lost += 1
+                if lost > RECONNECTS:
+                    return rewind(f"the boot of the interrupted {self.name} is gone: {error}", to="deploy")
+            else:
+                lost = 0
+                if report.state != "running" or report.interrupted:
+                    return await self._ended(ctx, report)
+                await ctx.waiting(
+                    f"{self.name} on the host, which was begun before the connection broke",
+                    remedy=f"look again later; `fleetctl host power {ctx.host.name} off` ends it, then it is booted afresh",
+                    seconds=self.seconds,
+                )
+            await ctx.clock.sleep(LOOK_AGAIN)
+
+    async def _ended(self, ctx: StepContext, report: HostReport) -> Outcome | None:
+        """What became of this intent in this boot, by the host's journal; None: it never began there."""
+        if report.state == "done" and report.intent == ctx.intent:
             return await self.judge(ctx, report)
         if report.state == "running":
-            # Its starter died with our SSH connection or works on; either way this boot is not trusted with a second order.
-            return rewind(f"the interrupted {self.name} was still running; a fresh boot ends it", to="deploy")
+            # Cut off in the middle, or at work on this very intent: this boot is not trusted with a second order.
+            return rewind(f"the {self.name} was cut off in the middle; a fresh boot begins it anew", to="deploy")
         return None
 
     async def _shell(self, ctx: StepContext) -> tuple[Boot, Shell]:
@@ -118,3 +226,21 @@ class OnDeploy(Step):
             ctx.wires.host, ("status",), stdin=msgspec.json.encode(order), timeout=60.0, max_output=MAX_REPORT
         )
         return read_host_report(answer)
+
+    @staticmethod
+    async def _foreign(ctx: StepContext, drives: Sequence[DriveReport]) -> Fail | None:
+        """A drive that the ledger knows as another host's: nothing is touched before a person has looked."""
+        serials = tuple(drive.serial for drive in drives)
+        elsewhere = await host_rows.parts_elsewhere(ctx.db, ctx.host.id, {"nvme": serials})
+        if not elsewhere:
+            return None
+        told = "; ".join(f"drive {clean(serial, 64)} belongs to host {host}" for serial, host in elsewhere.items())
+        first = next(iter(elsewhere.values()))
+        return fail(
+            "storage.foreign",
+            f"{told}: nothing was written",
+            remedy=f"put the drive back, or, when it was moved on purpose, `fleetctl host maintenance {first}` and bring"
+            f" {first} up again without it; then retest",
+            action=Action.FIX_INVENTORY,
+            parts=tuple(elsewhere),
+        )

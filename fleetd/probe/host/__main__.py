@@ -1,4 +1,4 @@
-"""`python3 -I host.pyz wipe|write-image|status < ORDER`: progress as JSON lines on stderr, one JSON report on stdout.
+"""`python3 -I host.pyz COMMAND < ORDER`: progress as JSON lines on stderr, one JSON report on stdout.
 
 Exit 0 with a report that may say anything but a refusal, 3 with a report that says refused, 2 for bad usage.
 """
@@ -11,8 +11,10 @@ import json
 import signal
 import sys
 
-from .machine import Machine, RealMachine, RootMachine
+from .machine import Machine
 from .order import MAX_ORDER, Refusal
+from .real import RealMachine
+from .standin import RootMachine
 from .work import COMMANDS, Progress, Report, perform
 
 
@@ -23,7 +25,7 @@ def _tell(progress: Progress) -> None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="host", description="Wipe this host's drives or write an image, under order.")
+    parser = argparse.ArgumentParser(prog="host", description="Wipe, write and inspect this host, under order.")
     parser.add_argument("command", choices=COMMANDS)
     parser.add_argument("--root", help="a directory that stands for a host, with simulated drives")
     options = parser.parse_args(arguments)

@@ -1,45 +1,80 @@
-"""What the commands need of the host they run on: its serial, its boot's marker, its drives, a journal of intents.
+"""What the commands need of the host they run on: its drives, its firmware, its boot's marker, a journal of intents.
 
-Three kinds exist: the real host (reads only, drives that refuse), a directory that stands for a host (`--root`), and
-the simulator's own in memory, which implements the same protocol.
+Three kinds exist: the real host (`real.py`), a directory that stands for a host (`--root`, `simulated.py`), and the
+simulator's own in memory. All destructive work goes through `Drive` and `Blocks`, so one flow serves all three.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
-from .order import Refusal
-from .simulated import SimulatedDrive
+from .source import Source
 
 MARKER = "/run/fleetd/deploy"
 INTENTS = "/run/fleetd/intents"
 
 
-class Drive(Protocol):
-    """One drive. Raises OSError where the drive itself fails."""
+class Blocks(Protocol):
+    """A drive opened for this program alone. Context manager; every verb raises OSError where the drive itself fails.
 
-    name: str
+    Offsets and lengths in bytes, multiples of `sector`; a verb that reaches beyond `size` is an OSError (EINVAL).
+    What `read` returns comes from the medium, never from a cache of this host. The verbs may be called from another
+    thread than the one that opened it, but never by two at the same time.
+    """
+
+    size: int  # bytes
+    sector: int  # logical sector in bytes: 512 or 4096
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Exactly `length` bytes."""
+
+    def write(self, offset: int, data: bytes | bytearray | memoryview) -> None:
+        """All of `data`. A view of page-aligned memory (an mmap) need not be copied."""
+
+    def zero(self, offset: int, length: int) -> None:
+        """Make the range read as zeros, by the drive's own means where it has them."""
+
+    def flush(self) -> None:
+        """Return when everything written is on the medium."""
+
+    def close(self) -> None:
+        """Idempotent; does not flush."""
+
+    def __enter__(self) -> Blocks: ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+
+class Drive(Protocol):
+    """One drive of this host."""
+
+    name: str  # "nvme0n1", "sda"
     serial: str
     model: str
+    firmware: str
     size: int  # bytes
 
-    def erase(self, intent: str) -> str:
-        """Erase it; returns the method used. A return proves nothing."""
+    def methods(self) -> list[str]:
+        """Erase methods in order of preference, by what the drive says it can; "overwrite" is always the last."""
 
-    def write(self, intent: str, payload: bytes) -> None:
-        """Write `payload` at the start of the drive."""
+    def erase(self, method: str, intent: str) -> Iterator[float]:
+        """Erase the whole drive by this method; yields fractions 0..1 done. Its end proves nothing.
 
-    def read(self, offset: int, length: int) -> bytes: ...
+        Raises OSError with the drive's own answer in `strerror` when it refuses or fails.
+        """
+
+    def open(self) -> Blocks:
+        """Open it exclusively. Raises OSError, also when anything on this host uses it."""
 
 
 class Machine(Protocol):
     """`began` journals before the act: the entry that already stood there, or None when it is ours to act."""
+
+    lanes: int  # how many drives are erased at once, each in a thread of its own; 1: one after the other, no thread
 
     def serial(self) -> str: ...
 
@@ -56,6 +91,26 @@ class Machine(Protocol):
 
     def note(self, what: str, **data: Any) -> None:
         """Tell the owner of simulated drives what is being done; nothing on a real host."""
+
+    def source(self, urls: Sequence[str], length: int) -> Source:
+        """Where the image comes from: `length` bytes from the first of `urls` that delivers them."""
+
+    def seed_volume(self, files: dict[str, bytes], length: int, sector: int) -> bytes:
+        """A volume labelled CIDATA of exactly `length` bytes that holds these files in its root. Raises OSError."""
+
+    def inspect(self) -> dict[str, Any]:
+        """The read-only snapshot: {"bios", "board", "drives", "nics", "pci", "efi", "tpm"}. What cannot be read is
+        empty, never an exception."""
+
+    def clear_tpm(self) -> dict[str, Any]:
+        """{"present", "cleared", "method", "pending_reboot", "reason"}. Raises OSError."""
+
+    def boot_order(self, drive: Drive | None) -> dict[str, Any]:
+        """{"efi": as in `inspect`, "removed": ["0004"], "first": "0003" or "", "reason": ""}. Raises OSError.
+
+        Removes entries that a tenant added; puts "fleetd disk" on the EFI system partition of `drive` first where the
+        drive has one (`partition.system_partition`); None: no drive has one, so it only removes.
+        """
 
 
 def _sync(directory: str) -> None:
@@ -129,102 +184,10 @@ def _alive(pid: object) -> bool:
     return True
 
 
-def _first_line(path: str) -> str:
+def first_line(path: str) -> str:
+    """The file's text up to 4 KiB, stripped; empty when it cannot be read."""
     try:
         with open(path, "rb") as file:
             return file.read(4096).decode("utf-8", "replace").strip()
     except OSError:
         return ""
-
-
-class RealMachine:
-    """This host. It is read, and its drives refuse: writing to metal has not landed."""
-
-    def __init__(self) -> None:
-        self._journal = Journal(INTENTS)
-
-    def serial(self) -> str:
-        return _first_line("/sys/class/dmi/id/product_serial")
-
-    def marker(self) -> str:
-        return _first_line(MARKER)
-
-    def drives(self) -> Sequence[Drive]:
-        found: list[Drive] = []
-        with contextlib.suppress(FileNotFoundError):
-            for name in sorted(os.listdir("/sys/class/nvme")):
-                at = f"/sys/class/nvme/{name}"
-                size = _first_line(f"{at}/{name}n1/size")
-                found.append(
-                    RealDrive(name, _first_line(f"{at}/serial"), _first_line(f"{at}/model"), int(size or 0) * 512)
-                )
-        return found
-
-    def began(self, intent: str, entry: dict[str, Any]) -> dict[str, Any] | None:
-        raise Refusal("imaging-not-landed", "this version of fleetd acts on simulated drives only")
-
-    def ended(self, intent: str, entry: dict[str, Any]) -> None:
-        self._journal.ended(intent, entry)
-
-    def entry(self, intent: str) -> dict[str, Any] | None:
-        return self._journal.entry(intent)
-
-    def note(self, what: str, **data: Any) -> None:
-        """Nobody listens on a real host."""
-
-
-class RealDrive:
-    """A drive of metal. Every verb refuses; there is no code here that opens it."""
-
-    def __init__(self, name: str, serial: str, model: str, size: int) -> None:
-        self.name, self.serial, self.model, self.size = name, serial, model, size
-
-    def erase(self, intent: str) -> str:
-        raise Refusal("imaging-not-landed", "this version of fleetd acts on simulated drives only")
-
-    def write(self, intent: str, payload: bytes) -> None:
-        raise Refusal("imaging-not-landed", "this version of fleetd acts on simulated drives only")
-
-    def read(self, offset: int, length: int) -> bytes:
-        raise Refusal("imaging-not-landed", "this version of fleetd acts on simulated drives only")
-
-
-class RootMachine:
-    """A directory that stands for a host: drives are JSON files in ROOT/drives, whose log.jsonl tells each act."""
-
-    def __init__(self, root: str) -> None:
-        self._root = os.path.abspath(root)
-        if self._root == "/":
-            raise Refusal("bad-order", "--root must not be /")
-        self._journal = Journal(self._root + INTENTS)
-        self.began, self.ended, self.entry = self._journal.began, self._journal.ended, self._journal.entry
-
-    def serial(self) -> str:
-        return _first_line(self._root + "/sys/class/dmi/id/product_serial")
-
-    def marker(self) -> str:
-        return _first_line(self._root + MARKER)
-
-    def drives(self) -> Sequence[Drive]:
-        directory = os.path.join(self._root, "drives")
-        found = []
-        for name in sorted(os.listdir(directory)) if os.path.isdir(directory) else ():
-            path = os.path.join(directory, name)
-            if re.fullmatch(r"[a-z0-9]+\.json", name) and os.path.isfile(path) and not os.path.islink(path):
-                with open(path, "rb") as file:
-                    state = json.load(file)
-
-                def save(changed: dict[str, Any], path: str = path) -> None:
-                    part = path + ".part"
-                    with open(part, "w", encoding="utf-8") as file:
-                        json.dump(changed, file)
-                        file.flush()
-                        os.fsync(file.fileno())
-                    os.replace(part, path)
-
-                found.append(SimulatedDrive(state, save=save, note=self.note))
-        return found
-
-    def note(self, what: str, **data: Any) -> None:
-        with open(os.path.join(self._root, "drives", "log.jsonl"), "ab", buffering=0) as file:
-            file.write(json.dumps({"what": what, "data": data}).encode() + b"\n")

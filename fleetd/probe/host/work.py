@@ -5,18 +5,22 @@ from __future__ import annotations
 import fnmatch
 import hashlib
 import hmac
-import json
+import re
 import time
 from collections.abc import Generator, Sequence
+from dataclasses import asdict
 from typing import Any
 
+from . import partition, seed
 from .machine import Drive, Machine
 from .order import PLACEHOLDERS, Order, Refusal, decode, intent_of, read
+from .stream import WriteFailed, said
+from .wipe import wipe_drives
+from .write import Tally, write_image
 
 Report = dict[str, Any]
 Progress = dict[str, Any]
-SAMPLES, BLOCK = 16, 4096
-COMMANDS = ("status", "wipe", "write-image")
+COMMANDS = ("status", "inspect", "wipe", "clear-tpm", "boot-order", "write-image")
 
 
 def perform(command: str, data: bytes, machine: Machine) -> Generator[Progress, None, Report]:
@@ -33,18 +37,24 @@ def perform(command: str, data: bytes, machine: Machine) -> Generator[Progress, 
         order = read(command, data)
         intent = order.intent
         drives = check(order, machine)
+        if command == "inspect":
+            return {"ok": True, "state": "done", "snapshot": machine.inspect()}
         again = _journal(order, machine)
         if again is not None:
             return again
         if command == "wipe":
             report = yield from _wipe(order, drives, machine)
-        else:
+        elif command == "write-image":
             report = yield from _write_image(order, drives, machine)
+        elif command == "clear-tpm":
+            report = _clear_tpm(order, machine)
+        else:
+            report = _boot_order(order, drives, machine)
     except Refusal as refusal:
         return _refused(intent, refusal)
     except OSError as error:
         # only reads come this far: what fails on a drive is caught where it fails
-        return {"intent": intent, "ok": False, "reason": f"{error.strerror or error}"[:300]}
+        return {"intent": intent, "ok": False, "reason": said(error)}
     machine.ended(intent, {"state": "done", "command": command, "order": order.digest, "report": report})
     return report
 
@@ -79,7 +89,7 @@ def check(order: Order, machine: Machine) -> list[Drive]:
     left = [s for s in present if s not in order.drives]
     if order.command == "wipe" and left:
         raise Refusal("other-drives", f"the order leaves out: {', '.join(sorted(left)[:8])}")
-    return [present[s] for s in order.drives]
+    return [present[s] for s in order.drives] if order.drives else list(present.values())
 
 
 def _journal(order: Order, machine: Machine) -> Report | None:
@@ -97,62 +107,58 @@ def _journal(order: Order, machine: Machine) -> Report | None:
     return {"intent": order.intent, "ok": False, "state": "running", "interrupted": not running, "reason": reason}
 
 
-def sample_offsets(size: int, intent: str, serial: str) -> list[int]:
-    """First and last block and others that nobody can know beforehand but everybody can repeat."""
-    blocks = max(1, size // BLOCK)
-    chosen = {0, blocks - 1}
-    for i in range(SAMPLES - 2):
-        chosen.add(int.from_bytes(hashlib.sha256(f"{intent}/{serial}/{i}".encode()).digest()[:8], "big") % blocks)
-    return sorted(block * BLOCK for block in chosen)
-
-
-def _read_back(drive: Drive, intent: str) -> tuple[int, int]:
-    """(samples taken, samples that are not zero). Raises OSError."""
-    offsets = sample_offsets(drive.size, intent, drive.serial)
-    zero = bytes(min(BLOCK, drive.size))
-    return len(offsets), sum(drive.read(offset, len(zero)) != zero for offset in offsets)
-
-
 def _wipe(order: Order, drives: Sequence[Drive], machine: Machine) -> Generator[Progress, None, Report]:
     machine.note("wipe.begin", intent=order.intent, drives=list(order.drives))
-    results: list[dict[str, Any]] = []
-    for n, drive in enumerate(drives, 1):
-        yield {"event": "erasing", "drive": drive.serial, "n": n, "of": len(drives)}
-        result: dict[str, Any] = {
-            "serial": drive.serial,
-            "model": drive.model,
-            "method": "",
-            "samples": 0,
-            "nonzero": 0,
-            "seconds": 0.0,
-            "erased": False,
-            "reason": "",
-        }
-        results.append(result)
-        began = time.monotonic()
-        try:
-            result["method"] = drive.erase(order.intent)
-            result["samples"], result["nonzero"] = _read_back(drive, order.intent)
-            result["erased"] = result["samples"] > 0 and result["nonzero"] == 0
-            if not result["erased"]:
-                result["reason"] = "the drive said erased, and its data is still there"
-        except OSError as error:
-            result["reason"] = f"{error.strerror or error}"[:300]
-        result["seconds"] = round(time.monotonic() - began, 3)
-        yield {"event": "erased" if result["erased"] else "kept", "drive": drive.serial, "n": n, "of": len(drives)}
+    results = yield from wipe_drives(drives, order.intent, machine.lanes)
     ok = all(result["erased"] for result in results)
     machine.note("wipe.done", intent=order.intent, ok=ok, kept=[r["serial"] for r in results if not r["erased"]])
     return {"intent": order.intent, "ok": ok, "state": "done", "drives": results}
 
 
+def _clear_tpm(order: Order, machine: Machine) -> Report:
+    machine.note("tpm.clear", intent=order.intent)
+    try:
+        tpm = machine.clear_tpm()
+    except OSError as error:
+        tpm = {"present": True, "cleared": False, "method": "none", "pending_reboot": False, "reason": said(error)}
+    ok = not tpm["present"] or bool(tpm["cleared"])
+    return {"intent": order.intent, "ok": ok, "state": "done", "tpm": tpm}
+
+
+def _boot_order(order: Order, drives: Sequence[Drive], machine: Machine) -> Report:
+    machine.note("boot.order", intent=order.intent)
+    try:
+        drive = choose(order.rule, drives) if order.rule else _bootable(drives)
+        set_to = machine.boot_order(drive)
+    except Refusal as refusal:
+        return _refused(order.intent, refusal)
+    except OSError as error:
+        return {"intent": order.intent, "ok": False, "state": "done", "reason": said(error)}
+    return {"intent": order.intent, "ok": not set_to.get("reason"), "state": "done", **set_to}
+
+
+def _bootable(drives: Sequence[Drive]) -> Drive | None:
+    """The only drive with an EFI system partition; None when there is none, or several. Raises OSError."""
+    found = []
+    for drive in drives:
+        with drive.open() as blocks:
+            if partition.system_partition(blocks) is not None:
+                found.append(drive)
+    return found[0] if len(found) == 1 else None
+
+
 def choose(rule: str, drives: Sequence[Drive]) -> Drive:
     """The system drive. Raises Refusal when the rule names none, or several."""
-    kind, _, pattern = rule.partition(":")
+    kind, _, wanted = rule.partition(":")
     if rule == "smallest":
-        return min(drives, key=lambda d: (d.size, d.serial))
-    if kind not in ("serial", "model") or not pattern:
-        raise Refusal("bad-order", "`rule` must be smallest, serial:<glob> or model:<glob>")
-    found = [d for d in drives if fnmatch.fnmatchcase(d.serial if kind == "serial" else d.model, pattern)]
+        least = min((drive.size for drive in drives), default=0)
+        found = [d for d in drives if d.size == least]
+    elif kind in ("serial", "model") and wanted:
+        found = [d for d in drives if fnmatch.fnmatchcase(d.serial if kind == "serial" else d.model, wanted)]
+    elif kind == "size" and (span := re.fullmatch(r"(\d{1,9})-(\d{1,9})", wanted, re.ASCII)):
+        found = [d for d in drives if int(span[1]) * 10**9 <= d.size <= int(span[2]) * 10**9]
+    else:
+        raise Refusal("bad-order", "`rule` must be smallest, serial:<glob>, model:<glob> or size:<GB>-<GB>")
     if len(found) != 1:
         raise Refusal("no-system-drive", f"{rule!r} fits {len(found)} drives of this host, it must fit one")
     return found[0]
@@ -161,35 +167,54 @@ def choose(rule: str, drives: Sequence[Drive]) -> Drive:
 def _write_image(order: Order, drives: Sequence[Drive], machine: Machine) -> Generator[Progress, None, Report]:
     assert order.image is not None
     assert order.seed is not None
+    image = order.image
     try:
         drive = choose(order.rule, drives)
     except Refusal as refusal:
         # the intent is journalled already: its end is this refusal, and it stays that on every repetition
         return _refused(order.intent, refusal)
-    yield {"event": "writing", "drive": drive.serial, "image": order.image["name"]}
-    payload = json.dumps({"image": order.image, "seed": order.seed}, sort_keys=True).encode()
-    written = hashlib.sha256(payload).hexdigest()
-    result: dict[str, Any] = {"serial": drive.serial, "model": drive.model, "written": False, "reason": ""}
-    digest = ""
+    machine.note("drive.write", intent=order.intent, drive=drive.serial, image=image.name, bytes=image.raw_bytes)
+    yield {"event": "writing", "drive": drive.serial, "image": image.name}
+    tally, began = Tally(), time.monotonic()
+    digest, code, reason = "", "", ""
+    efi: dict[str, Any] = {}
     try:
-        drive.write(order.intent, payload)
-        back = drive.read(0, len(payload))
-        if hashlib.sha256(back).hexdigest() == written:
-            digest = str(json.loads(back)["image"]["digest"]) or f"sha256:{written}"
-            result["written"] = True
-        else:
-            result["reason"] = "the drive said written, and reads back something else"
-    except OSError as error:
-        result["reason"] = f"{error.strerror or error}"[:300]
-    yield {"event": "written" if result["written"] else "failed", "drive": drive.serial}
+        digest = "sha256:" + (yield from write_image(image, seed.render(order.seed), drive, machine, tally))
+    except WriteFailed as failure:
+        code, reason = failure.code, failure.reason
+        machine.note("image.failed", intent=order.intent, drive=drive.serial, image=image.name, code=code)
+    else:
+        machine.note("image.write", intent=order.intent, drive=drive.serial, image=image.name)
+        efi = _first_to_boot(drive, machine)
+    result = {
+        "name": drive.name,
+        "serial": drive.serial,
+        "model": drive.model,
+        "bytes": drive.size,
+        "written": not code,
+        "reason": reason,
+        "seconds": round(time.monotonic() - began, 3),
+        **asdict(tally),
+    }
+    yield {"event": "failed" if code else "written", "drive": drive.serial}
     return {
         "intent": order.intent,
-        "ok": result["written"],
+        "ok": not code,
         "state": "done",
-        "image": order.image["name"],
+        "image": image.name,
         "digest": digest,
+        "code": code,
         "drives": [result],
+        "efi": efi,
     }
+
+
+def _first_to_boot(drive: Drive, machine: Machine) -> dict[str, Any]:
+    """The firmware's order with this drive first. The disk is good either way: what fails here is told, not fatal."""
+    try:
+        return machine.boot_order(drive)
+    except OSError as error:
+        return {"efi": {}, "removed": [], "first": "", "reason": said(error)}
 
 
 def _status(value: dict[str, Any], machine: Machine) -> Report:

@@ -13,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fleetd.drivers.boot.capabilities import BootScript, Hello
-from fleetd.drivers.boot.listener import BootListener, read_hello, read_mac, script_text
+from fleetd.drivers.boot.listener import BootListener, read_hello
+from fleetd.drivers.boot.scripts import read_mac, script_text
 from fleetd.drivers.ssh.keys import new_key_pair
 from fleetd.kit.errors import Conflict, Denied, FleetError, Invalid, NotFound, Unreachable
 from tests.host_rig import Desk
@@ -234,3 +235,44 @@ def test_no_text_does_more_than_be_no_mac(text):
 def test_a_hello_reads_as_it_was_written():
     said = Hello(**hello())
     assert read_hello(msgspec.json.encode(said)) == said
+
+
+ROM = {"uuid": "U", "serial": "S", "plat": "pcbios", "chip": "virtio-net", "ver": "1.0.0"}
+
+
+async def test_the_ipxe_of_a_bios_rom_is_replaced_by_ours_and_spends_no_token():
+    desk = Desk()
+    token = desk.arm(MAC, "k")
+    async with listening(desk, tftp="tftp://10.77.0.1") as (_, session):
+        answer = await session.get(f"/boot/{MAC}.ipxe", params=ROM)
+        assert "chain --replace --autofree tftp://10.77.0.1/undionly.kpxe" in await answer.text()
+        assert desk.asked == []
+        answer = await session.get(f"/boot/{MAC}.ipxe", params=ROM | {"chip": "undionly"})
+        assert f"fleetd.token={token}" in await answer.text()
+        for params in ({}, ROM | {"plat": "efi"}):
+            answer = await session.get(f"/boot/{MAC}.ipxe", params=params)
+            assert await answer.text() == "#!ipxe\nexit 1\n"
+    assert [s.stage for s in desk.sightings] == ["rom"]
+
+
+async def test_the_first_script_asks_for_the_machines_own():
+    async with listening(base_url="http://10.0.0.1:8680") as (_, session):
+        text = await (await session.get("/boot/start.ipxe")).text()
+    assert text.startswith("#!ipxe\nchain --replace http://10.0.0.1:8680/boot/${netX/mac}.ipxe?")
+    assert all(name in text for name in ("${uuid}", "${serial:uristring}", "${platform}", "${netX/chip:uristring}"))
+
+
+async def test_a_rom_that_comes_back_again_and_again_is_used_as_it_is():
+    desk = Desk()
+    desk.arm(MAC, "k")
+    async with listening(desk, tftp="tftp://10.77.0.1") as (_, session):
+        texts = [await (await session.get(f"/boot/{MAC}.ipxe", params=ROM)).text() for _ in range(3)]
+    assert ["chain" in text for text in texts] == [True, True, False]
+    assert "fleetd.token=" in texts[2]
+
+
+async def test_without_our_own_tftp_a_rom_is_used_as_it_is():
+    desk = Desk()
+    desk.arm(MAC, "k")
+    async with listening(desk) as (_, session):
+        assert "fleetd.token=" in await (await session.get(f"/boot/{MAC}.ipxe", params=ROM)).text()

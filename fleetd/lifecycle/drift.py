@@ -1,0 +1,141 @@
+"""What a host was before a lease against what it is after it: pure comparison, each difference named before -> after.
+
+A snapshot is what the deploy environment reads and no tenant should be able to change: firmware, board, drives, NICs, PCI
+devices, the keys that decide what may boot, the TPM. Everything in it came from the host: bounded and made printable.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import zlib
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
+
+import msgspec
+
+from fleetd.checks.judge import clean
+from fleetd.kit.errors import Garbled
+from fleetd.model.check import Action
+
+FACT = "snapshot"  # versioned in the ledger: a host that did not change keeps one row through all its leases
+MAX_SNAPSHOT = 1024 * 1024  # bytes, unpacked
+MAX_ITEMS = 2048
+NOTHING = "nothing"
+
+
+class Difference(NamedTuple):
+    """One part that is not as it was. `action`: what it asks for."""
+
+    part: str
+    before: str
+    after: str
+    action: Action
+
+    def __str__(self) -> str:
+        return f"{self.part}: {self.before} -> {self.after}"
+
+
+Parts = dict[str, tuple[str, Action]]  # part -> (what it reads, what a change of it asks for)
+
+
+def digest(snapshot: Mapping[str, Any]) -> str:
+    """sha256 hex of what is compared."""
+    return hashlib.sha256(msgspec.json.encode(parts(snapshot), order="deterministic")).hexdigest()
+
+
+def pack(snapshot: Mapping[str, Any]) -> str:
+    """The compared parts as one word for the ledger."""
+    told = {part: value for part, (value, _) in parts(snapshot).items()}
+    raw = msgspec.json.encode(told, order="deterministic")
+    return base64.b64encode(zlib.compress(raw, 6)).decode("ascii")
+
+
+def unpack(word: str) -> dict[str, str]:
+    """Part to value. Raises Garbled."""
+    try:
+        inflated = zlib.decompressobj()
+        raw = inflated.decompress(base64.b64decode(word, validate=True), MAX_SNAPSHOT)
+        if inflated.unconsumed_tail or not inflated.eof:
+            raise Garbled("the stored snapshot is truncated or too large")
+        return msgspec.json.decode(raw, type=dict[str, str])
+    except (binascii.Error, ValueError, zlib.error, msgspec.DecodeError) as error:
+        raise Garbled("the stored snapshot cannot be read", why=str(error)[:200]) from error
+
+
+def parts(snapshot: Mapping[str, Any]) -> Parts:
+    """The comparable parts of an inspect report, by name; what it does not hold is missing here too."""
+    found: Parts = {}
+    for group, label in (("bios", "BIOS"), ("board", "board")):
+        for key, value in _items(snapshot.get(group)):
+            action = Action.REFLASH if group == "bios" else Action.FIX_INVENTORY
+            found[f"{label} {clean(key, 32)}"] = (clean(value, 128), action)
+    for drive in _list(snapshot.get("drives")):
+        told = f"{_word(drive, 'model')}, firmware {_word(drive, 'firmware')}, {_word(drive, 'bytes')} bytes"
+        sector = f", {_word(drive, 'sector')}-byte sectors" if drive.get("sector") else ""
+        _add(found, f"drive {_word(drive, 'serial')}", told + sector, Action.RESEAT)
+    for nic in _list(snapshot.get("nics")):
+        _add(found, f"NIC {_word(nic, 'mac').lower()}", "present", Action.RESEAT)
+    for device in _list(snapshot.get("pci")):
+        told = _word(device, "id") + (f", subsystem {_word(device, 'subsystem')}" if device.get("subsystem") else "")
+        _add(found, f"PCI device {_word(device, 'address')}", told, Action.RESEAT)
+    efi = snapshot.get("efi")
+    if isinstance(efi, dict):
+        found["EFI"] = (_state(efi.get("present")), Action.CONFIGURE)
+        for key, name in (("secure_boot", "Secure Boot"), ("setup_mode", "Secure Boot setup mode")):
+            found[name] = (_state(efi.get(key)), Action.CONFIGURE)
+        for key, value in _items(efi.get("keys")):
+            found[f"Secure Boot key {clean(key, 16)}"] = (clean(value, 80), Action.CONFIGURE)
+    tpm = snapshot.get("tpm")
+    if isinstance(tpm, dict):
+        told = f"{_word(tpm, 'vendor')} {_word(tpm, 'version')}".strip() if tpm.get("present") else "absent"
+        found["TPM"] = (told or "present", Action.RESEAT)
+    return found
+
+
+def complete(snapshot: Mapping[str, Any]) -> list[str]:
+    """Groups that a snapshot must hold and this one does not: a picture of nothing would match any other."""
+    must = ("bios", "board", "drives", "nics", "pci", "efi", "tpm")
+    missing = [group for group in must if not isinstance(snapshot.get(group), dict | list)]
+    return missing + [group for group in ("drives", "nics", "pci") if group not in missing and not snapshot.get(group)]
+
+
+def compare(before: Mapping[str, str], now: Parts) -> list[Difference]:
+    """What differs, in the order of the names; a part on one side only is a difference too."""
+    found = []
+    for part in sorted(before.keys() | now.keys()):
+        was, (reads, action) = before.get(part, NOTHING), now.get(part, (NOTHING, _action_of(part)))
+        if was != reads:
+            if was == NOTHING:
+                action = Action.FIX_INVENTORY  # something that was not there
+            found.append(Difference(part, was, reads, action))
+    return found
+
+
+def _action_of(part: str) -> Action:
+    return Action.RESEAT if part.startswith(("drive", "NIC", "PCI", "TPM")) else Action.REFLASH
+
+
+def _items(value: object) -> Iterable[tuple[object, object]]:
+    return sorted(value.items())[:64] if isinstance(value, dict) else ()
+
+
+def _list(value: object) -> list[dict[str, Any]]:
+    return [item for item in value[:MAX_ITEMS] if isinstance(item, dict)] if isinstance(value, list) else []
+
+
+def _word(item: Mapping[str, Any], key: str) -> str:
+    return clean(item.get(key) or "", 128)
+
+
+def _state(value: object) -> str:
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return "not known" if value is None else clean(value)
+
+
+def _add(found: Parts, part: str, told: str, action: Action) -> None:
+    """Two of the same name are both told, as one value: none may hide behind the other."""
+    known = found.get(part)
+    found[part] = (told if known is None else f"{known[0]}; {told}", action)

@@ -1,0 +1,331 @@
+"""Files and images over real HTTP: what flows, who may not have it, and who is given up."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import json
+import socket
+from pathlib import Path
+
+import aiohttp
+import pytest
+
+from fleetd.drivers.boot import admission, images, transfer
+from fleetd.drivers.boot.admission import Admission, Limits
+from fleetd.drivers.boot.capabilities import ImageGrant
+from fleetd.drivers.boot.files import PLACEHOLDER, URL_BYTES, Files, prepare_iso
+from fleetd.drivers.boot.listener import BootListener
+from fleetd.kit.clock import LoopClock
+from fleetd.kit.errors import Denied, Invalid, Unreachable
+from tests.host_rig import Desk
+
+DATA = bytes(range(256)) * 4096  # 1 MiB
+DIGEST = hashlib.sha256(DATA).hexdigest()
+OTHER = "0" * 64
+TICKET = "ticket-of-host-1-in-boot-1"
+URL = f"/images/{DIGEST}?ticket={TICKET}"
+
+
+class Flaky(Desk):
+    """A desk whose daemon can be stopped."""
+
+    down = False
+
+    async def grant(self, digest, ticket, *, source):
+        if self.down:
+            raise Unreachable("the daemon is not there", retry_after=5)
+        return await super().grant(digest, ticket, source=source)
+
+
+class Rig:
+    def __init__(self, folder: Path, **more) -> None:
+        self.desk = Flaky()
+        self.desk.tickets[TICKET] = (DIGEST, ImageGrant(host="host-1", rack="r1"))
+        self.folder = folder
+        files, stored = folder / "files", folder / "images"
+        files.mkdir()
+        stored.mkdir()
+        (files / "vmlinuz").write_bytes(b"kernel" * 1000)
+        (files / "initrd").write_bytes(b"initrd" * 1000)
+        (files / "secret").write_bytes(b"not for the network")
+        (stored / DIGEST).write_bytes(DATA)
+        (stored / OTHER).symlink_to(files / "secret")
+        self.listener = BootListener(self.desk, "127.0.0.1", 0, files=Files(files), images=stored, **more)
+
+
+@contextlib.asynccontextmanager
+async def rig(folder: Path, **more):
+    made = Rig(folder, **more)
+    await made.listener.start()
+    async with aiohttp.ClientSession(f"http://127.0.0.1:{made.listener.port}") as made.session:
+        try:
+            yield made
+        finally:
+            await made.listener.stop()
+
+
+async def raw(port: int, request: bytes, seconds: float = 5.0) -> bytes:
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(request)
+    try:
+        async with asyncio.timeout(seconds):
+            return await reader.read()
+    finally:
+        writer.close()
+
+
+async def test_files_have_fixed_names(tmp_path):
+    async with rig(tmp_path) as r:
+        for path, body in (("/deploy/vmlinuz", b"kernel" * 1000), ("/deploy/initrd", b"initrd" * 1000)):
+            async with r.session.get(path) as answer:
+                assert (answer.status, await answer.read()) == (200, body)
+                assert answer.headers["ETag"]
+            async with r.session.head(path) as answer:
+                assert (answer.status, answer.headers["Content-Length"]) == (200, str(len(body)))
+            async with r.session.get(path, headers={"Range": "bytes=6-11"}) as answer:
+                assert (answer.status, await answer.read()) == (206, body[6:12])
+        async with r.session.get("/deploy/deploy.iso") as answer:
+            assert answer.status == 404
+    stages = {(s.stage, s.detail) for s in r.desk.sightings}
+    assert ("kernel", "vmlinuz") in stages
+    assert ("initrd", "initrd") in stages
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/deploy/secret",
+        "/deploy/..%2fsecret",
+        "/deploy/%2e%2e/files/secret",
+        "/deploy/../deploy/secret",
+        "/deploy/vmlinuz%00.txt",
+        "/deploy//vmlinuz",
+        "//deploy/vmlinuz/../secret",
+        "/etc/passwd",
+        "/boot/../../etc/passwd",
+        "/boot/%2e%2e%2f%2e%2e%2fetc%2fpasswd.ipxe",
+        f"/images/../files/secret?ticket={TICKET}",
+        f"/images/..%2ffiles%2fsecret?ticket={TICKET}",
+        f"/images/{DIGEST}%00?ticket={TICKET}",
+        f"/images/{DIGEST.upper()}?ticket={TICKET}",
+        f"/images//etc/passwd?ticket={TICKET}",
+        f"/images/?ticket={TICKET}",
+        "http://other/deploy/secret",
+    ],
+)
+async def test_no_path_leads_elsewhere(tmp_path, path):
+    async with rig(tmp_path) as r:
+        request = f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode()
+        answer = await raw(r.listener.port, request)
+        assert answer.split(b" ")[1] in (b"404", b"400"), answer[:300]
+        assert b"not for the network" not in answer
+        assert b"root:" not in answer
+        assert str(tmp_path).encode() not in answer
+
+
+async def test_an_image_needs_the_ticket_of_this_very_image(tmp_path):
+    async with rig(tmp_path) as r:
+        async with r.session.get(URL) as answer:
+            assert (answer.status, await answer.read()) == (200, DATA)
+            assert answer.headers["Cache-Control"] == "private, no-store"
+        for url in (
+            f"/images/{DIGEST}",
+            f"/images/{DIGEST}?ticket=",
+            f"/images/{DIGEST}?ticket={TICKET}x",
+            f"/images/{OTHER}?ticket={TICKET}",
+            f"/images/{DIGEST}?ticket={'a' * 600}",
+            f"/images/{DIGEST}?ticket=%0d%0aX-Evil:1{'a' * 20}",
+        ):
+            async with r.session.get(url) as answer:
+                text = await answer.text()
+                assert answer.status == 403, url
+                assert "secret reason" not in text
+                assert json.loads(text)["code"] == Denied.code
+
+
+async def test_a_link_among_the_images_is_no_image(tmp_path):
+    async with rig(tmp_path) as r:
+        r.desk.tickets["t" * 20] = (OTHER, ImageGrant(host="host-1", rack="r1"))
+        async with r.session.get(f"/images/{OTHER}?ticket={'t' * 20}") as answer:
+            assert answer.status == 404
+
+
+async def test_ranges(tmp_path):
+    async with rig(tmp_path) as r:
+        for value, status, body in (
+            ("bytes=100-199", 206, DATA[100:200]),
+            ("bytes=1048000-", 206, DATA[1048000:]),
+            ("bytes=-10", 206, DATA[-10:]),
+            ("bytes=0-999999999999", 206, DATA),
+            (f"bytes={len(DATA)}-", 416, None),
+            ("bytes=9-1", 416, None),
+            ("bytes=0-1,5-9,20-30", 416, None),
+            ("bytes=" + ",".join(f"{n}-{n}" for n in range(500)), 416, None),
+            ("bytes=--5", 416, None),
+            ("bytes=" + "9" * 3000 + "-", 416, None),
+            ("lines=1-2", 416, None),
+        ):
+            async with r.session.get(URL, headers={"Range": value}) as answer:
+                found = await answer.read()
+                assert answer.status == status, value[:60]
+                if body is not None:
+                    assert found == body
+        assert r.listener.admission.active == 0
+
+
+async def test_a_resume_by_range_needs_no_daemon_and_only_for_a_while(tmp_path, monkeypatch):
+    async with rig(tmp_path, clock=LoopClock()) as r:
+        async with r.session.get(URL, headers={"Range": "bytes=0-99"}) as answer:
+            assert await answer.read() == DATA[:100]
+        r.desk.down = True
+        async with r.session.get(URL, headers={"Range": "bytes=100-199"}) as answer:
+            assert await answer.read() == DATA[100:200]
+        async with r.session.get(f"/images/{DIGEST}?ticket={'n' * 20}") as answer:
+            assert (answer.status, answer.headers["Retry-After"]) == (503, "5")
+        monkeypatch.setattr(LoopClock, "wall", lambda self: 1_800_000_000.0 + images.REMEMBERED_SECONDS + 60)
+        async with r.session.get(URL) as answer:
+            assert answer.status == 503
+
+
+async def test_what_is_remembered_ends_with_the_ticket_and_with_the_desks_no(tmp_path):
+    async with rig(tmp_path, clock=LoopClock()) as r:
+        r.desk.tickets[TICKET] = (DIGEST, ImageGrant(host="host-1", rack="r1", expires=1_800_000_000.2))
+        async with r.session.get(URL) as answer:
+            assert answer.status == 200
+        await asyncio.sleep(0.3)
+        r.desk.down = True
+        async with r.session.get(URL) as answer:
+            assert answer.status == 503
+        r.desk.down = False
+        r.desk.tickets[TICKET] = (DIGEST, ImageGrant(host="host-1", rack="r1"))
+        async with r.session.get(URL) as answer:
+            assert answer.status == 200
+        del r.desk.tickets[TICKET]  # the boot is over
+        async with r.session.get(URL) as answer:
+            assert answer.status == 403
+        r.desk.down = True
+        async with r.session.get(URL) as answer:
+            assert answer.status == 503
+
+
+async def test_a_full_service_says_when(tmp_path, monkeypatch):
+    monkeypatch.setattr(admission, "PATIENCE", 0.05)
+    desk = Admission(Limits(server=1, rack=1))
+    async with rig(tmp_path, admission=desk) as r, desk.slot("another", "r9"):
+        async with r.session.get(URL) as answer:
+            assert (answer.status, answer.headers["Retry-After"]) == (503, "3")
+        async with r.session.head(URL) as answer:
+            assert answer.status == 200, "HEAD needs no slot"
+        assert desk.waiting == 1
+
+
+async def test_a_flood_of_head_takes_no_slot(tmp_path):
+    desk = Admission(Limits(server=1, rack=1))
+    async with rig(tmp_path, admission=desk) as r:
+
+        async def one() -> int:
+            async with r.session.head(URL) as answer:
+                return answer.status
+
+        found = await asyncio.gather(*(one() for _ in range(500)))
+        assert set(found) == {200}
+        assert desk.counters.admitted == 0
+    assert len([s for s in r.desk.sightings if s.stage == "image"]) == 0
+
+
+def slow_reader(port: int) -> socket.socket:
+    sock = socket.socket()
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    sock.connect(("127.0.0.1", port))
+    sock.sendall(f"GET {URL} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+    return sock
+
+
+async def test_who_does_not_read_is_cut_off_and_its_slot_is_free(tmp_path, monkeypatch):
+    monkeypatch.setattr(transfer, "WINDOW", 0.4)
+    monkeypatch.setattr(transfer, "STEP", 0.1)
+    desk = Admission(Limits(server=1, rack=1, min_rate=1_000_000))
+    async with rig(tmp_path, admission=desk) as r:
+        with (r.folder / "images" / DIGEST).open("ab") as file:
+            file.truncate(64 * 1024 * 1024)  # more than all socket buffers
+        with slow_reader(r.listener.port):
+            async with asyncio.timeout(10):
+                while not desk.counters.admitted:
+                    await asyncio.sleep(0.01)
+                while desk.active:
+                    await asyncio.sleep(0.05)
+        async with r.session.get(URL, headers={"Range": "bytes=0-9"}) as answer:
+            assert answer.status == 206
+
+
+async def test_who_hangs_up_frees_its_slot_at_once(tmp_path):
+    desk = Admission(Limits(server=1, rack=1))
+    async with rig(tmp_path, admission=desk) as r:
+        with (r.folder / "images" / DIGEST).open("ab") as file:
+            file.truncate(64 * 1024 * 1024)
+        sock = slow_reader(r.listener.port)
+        async with asyncio.timeout(10):
+            while not desk.active:
+                await asyncio.sleep(0.01)
+            sock.close()
+            while desk.active:
+                await asyncio.sleep(0.01)
+
+
+async def test_a_stop_lets_flow_what_flows_and_sends_away_who_waits(tmp_path):
+    desk = Admission(Limits(server=1, rack=1))
+    async with rig(tmp_path, admission=desk) as r:
+        large = 64 * 1024 * 1024  # more than all socket buffers: it still flows when the stop comes
+        with (r.folder / "images" / DIGEST).open("ab") as file:
+            file.truncate(large)
+        r.desk.tickets["s" * 20] = (DIGEST, ImageGrant(host="host-2", rack="r1"))
+        async with r.session.get(URL) as flowing:
+            waiting = asyncio.create_task(r.session.get(f"/images/{DIGEST}?ticket={'s' * 20}"))
+            async with asyncio.timeout(5):
+                while not desk.waiting:
+                    await asyncio.sleep(0.01)
+            stop = asyncio.create_task(r.listener.stop())
+            assert (await waiting).status == 503
+            assert len(await flowing.read()) == large
+            await stop
+
+
+class TestIso:
+    """The ISO is the same for all but for the URL of its boot service."""
+
+    def iso(self, folder: Path, places: int = 2) -> Path:
+        path = folder / "built.iso"
+        hole = b"fleetd.url=" + b"@FLEETD-URL@".ljust(200, b"@")
+        assert hole == PLACEHOLDER
+        path.write_bytes(b"\0" * 5000 + (b"linux /vmlinuz " + hole + b" quiet\n") * places + b"\1" * 5000)
+        return path
+
+    def test_the_url_is_written_over_every_place_and_nothing_else_changes(self, tmp_path):
+        source = self.iso(tmp_path)
+        state = tmp_path / "state"
+        state.mkdir()
+        made = prepare_iso(source, state, "http://10.77.0.1:8680")
+        data, before = made.read_bytes(), source.read_bytes()
+        assert len(data) == len(before)
+        assert data.count(b"fleetd.url=" + b"http://10.77.0.1:8680".ljust(URL_BYTES) + b" quiet\n") == 2
+        assert b"@FLEETD" not in data
+        assert data.replace(b"http://10.77.0.1:8680".ljust(URL_BYTES), PLACEHOLDER[11:]) == before
+
+    def test_it_is_made_again_only_when_something_changed(self, tmp_path):
+        source = self.iso(tmp_path)
+        made = prepare_iso(source, tmp_path, "http://a")
+        first = made.stat().st_ino
+        assert prepare_iso(source, tmp_path, "http://a").stat().st_ino == first
+        assert b"http://b " in prepare_iso(source, tmp_path, "http://b").read_bytes()
+        source.write_bytes(source.read_bytes() + b"more")
+        assert prepare_iso(source, tmp_path, "http://b").read_bytes().endswith(b"more")
+
+    def test_none_is_none_and_one_without_a_place_is_refused(self, tmp_path):
+        assert prepare_iso(tmp_path / "none.iso", tmp_path, "http://a") is None
+        with pytest.raises(Invalid):
+            prepare_iso(self.iso(tmp_path, places=0), tmp_path, "http://a")
+        with pytest.raises(Invalid):
+            prepare_iso(self.iso(tmp_path), tmp_path, "http://" + "a" * 200)
+        assert not list(tmp_path.glob("*.new"))
