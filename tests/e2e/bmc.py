@@ -17,7 +17,7 @@ import pytest
 
 from fleetd.wire import fru
 from tests.e2e.lab import Lab, Process, tool
-from tests.e2e.machine import Machine
+from tests.e2e.machine import VERSION, Machine
 
 VENV = Path(os.environ.get("FLEETD_PEERS_VENV", Path(__file__).parents[2] / ".venv-peers"))
 HERE = Path(__file__).parent
@@ -107,7 +107,7 @@ async def redfish(lab: Lab, machine: Machine, address: str, user: str, password:
         "name": spec.name,
         "serial": spec.serial,
         "mode": "UEFI" if spec.firmware == "uefi" else "Legacy",
-        "bios": "1.0",
+        "bios": VERSION,
         "mac": spec.mac,
         "user": user,
         "password": password,

@@ -22,6 +22,7 @@ CODE, VARS = Path("/usr/share/OVMF/OVMF_CODE_4M.fd"), Path("/usr/share/OVMF/OVMF
 ORDER = ("disk", "network", "cd")
 Device = Literal["none", "network", "disk", "cd"]
 GIB = 1 << 30
+VERSION = "1.0"  # of the firmware, as SMBIOS tells it
 _REBOOTS = ("guest-reset", "host-qmp-system-reset")
 
 

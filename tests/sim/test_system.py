@@ -165,10 +165,10 @@ async def test_a_large_image_is_written_in_a_thread_and_its_acts_stand_in_order(
             sha256=(digest := hashlib.sha256(served).hexdigest()),
             raw_bytes=len(disk),
             raw_sha256=hashlib.sha256(disk).hexdigest(),
-            urls=[f"{r.listener.base_url}/images/{digest}?ticket=large"],
+            urls=[f"{r.listener.base_url}/images/{digest}?ticket=ticket-of-the-large-one"],
         )
         (r.images / digest).write_bytes(served)
-        r.desk.tickets["large"] = (digest, ImageGrant(host=host.name, rack="r"))
+        r.desk.tickets["ticket-of-the-large-one"] = (digest, ImageGrant(host=host.name, rack="r"))
         order, private = r.image_order(host, image=image)
         progress: list[dict] = []
         report = await r.host_command(shell, "write-image", order, progress.append)

@@ -52,8 +52,8 @@ class BootOrder(OnDeploy):
         removed = [clean(number, 8) for number in report.removed[:MAX_ENTRIES]]
         first = clean(report.first, 8)
         return advance(
-            f"{len(removed)} EFI boot entries removed"
-            + (f", {shown.get(first, 'the system drive')} ({first}) comes first" if first else ""),
+            f"EFI boot entries removed: {len(removed)}"
+            + (f"; {shown.get(first, 'the system drive')} ({first}) comes first" if first else ""),
             present=True,
             removed=removed,
             first=first,
