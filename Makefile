@@ -10,10 +10,10 @@ OUT    ?= build/deploy
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-peers lint format bench bench-imaging deploy-image docs docs-check lock clean
+.PHONY: help setup demo test test-peers e2e lint format bench bench-imaging deploy-image docs docs-check lock clean
 
 help: ## what there is to do
-	@grep -hE '^[a-z-]+:.*?## ' $(MAKEFILE_LIST) | awk -F ':.*?## ' '{printf "  %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z0-9-]+:.*?## ' $(MAKEFILE_LIST) | awk -F ':.*?## ' '{printf "  %-12s %s\n", $$1, $$2}'
 
 setup: $(STAMP) ## make the virtual environment from the lock file
 
@@ -28,15 +28,19 @@ demo: $(STAMP) ## two simulated sites from racked to leased and back (SEED=n, KE
 	$(BIN)/fleetd demo --seed $(SEED)
 
 test: $(STAMP) ## all tests that need nothing but Python
-	$(BIN)/python -m pytest -q -m "not peers"
+	$(BIN)/python -m pytest -q -m "not peers and not e2e"
 
 $(PEERS)/.installed: requirements/peers.lock
 	test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
 	$(PEERS)/bin/python -m pip install --quiet --require-hashes -r requirements/peers.lock
 	@touch $@
 
-test-peers: $(STAMP) $(PEERS)/.installed ## tests against programs nobody here wrote (see .ci/run for the packages)
-	$(BIN)/python -m pytest -q -m peers
+test-peers: $(STAMP) $(PEERS)/.installed ## tests against programs nobody here wrote (packages: requirements/peers.apt)
+	$(BIN)/python -m pytest -q -m "peers and not e2e"
+
+e2e: $(STAMP) $(PEERS)/.installed ## two QEMU machines from registered to leased and back, nothing simulated (root, Debian)
+	requirements/apt-install requirements/peers.apt requirements/e2e.apt
+	$(BIN)/python -m pytest -q -s -m e2e tests/e2e
 
 lint: $(STAMP) ## ruff, mypy --strict, and the contracts of the rooms
 	$(BIN)/ruff check .

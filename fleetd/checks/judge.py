@@ -29,7 +29,10 @@ _REREAD = (
 
 def clean(value: object, longest: int = LONGEST) -> str:
     """One printable line of at most `longest` characters, whatever the host sent."""
-    text = _words(value)[: longest + 1]
+    try:
+        text = _words(value)[: longest + 1]
+    except RecursionError:  # lists in lists in lists: the decoder takes more of them than this
+        text = "nested too deep"
     if not text.isprintable():
         text = "".join(c if c.isprintable() else "?" for c in text)
     return text if len(text) <= longest else text[: longest - 1] + "…"

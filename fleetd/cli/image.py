@@ -169,7 +169,7 @@ def remove(hand: Hand, name: str, consent: Consent) -> None:
 @click.option(
     "--key", "key_file", required=True, type=click.Path(path_type=Path), metavar="KEY.pem", help="Your private key."
 )
-@click.option("-o", "--out", type=click.Path(path_type=Path), metavar="M", help=f"Default: FILE{SUFFIX}")
+@click.option("--out", type=click.Path(path_type=Path), metavar="M", help=f"Default: FILE{SUFFIX}")
 @click.option("--description", default="", help="One line for people.")
 def sign(file: Path, name: str, key_file: Path, out: Path | None, description: str) -> None:
     """Write the signed manifest of an image: what the file is, and what disk it unpacks to. Needs no daemon."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import resource
 import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -24,6 +25,7 @@ from fleetd.kit import logs
 from fleetd.kit.errors import Conflict, FleetError
 
 log = logs.get("boot")
+DESCRIPTORS = 65536  # connections of a crowd, not yet judged, and two for each transfer
 DNSMASQ_SECONDS = 10.0  # to come up before we say ready without it
 
 
@@ -32,6 +34,7 @@ def run(path: Path) -> None:
     loaded = load(path)
     logs.set_up("json" if loaded.config.log == "json" else "text", loaded.config.log_level)
     os.umask(0o077)
+    _more_descriptors()
     asyncio.run(BootService(loaded, path).serve())
 
 
@@ -140,6 +143,8 @@ class BootService:
                 await self._take(load(self._path))
             except FleetError as error:
                 log.error("reload.refused", error=str(error), remedy=error.remedy)
+            except OSError as error:  # a directory we may not look into: what flows goes on
+                log.error("reload.refused", error=str(error))
 
     async def _take(self, fresh: LoadedBoot) -> None:
         """What can change while transfers flow does; the rest is said. Raises FleetError; then the old one stays."""
@@ -174,6 +179,14 @@ class BootService:
         if missing:
             log.warning("boot.file.missing", names=missing, folder=str(folder), remedy="make deploy-image")
         return Files(folder, iso)
+
+
+def _more_descriptors() -> None:
+    """The usual 1024 are fewer than the listener lets connect: whoever opens as many would shut out all others."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(DESCRIPTORS, hard)
+    if soft != resource.RLIM_INFINITY and soft < most:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
 
 
 def _own(state: Path) -> None:

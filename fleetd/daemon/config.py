@@ -9,9 +9,12 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from fleetd.drivers.boot.scripts import check_url
 from fleetd.kit.errors import Invalid
 from fleetd.kit.yamlfile import Document, decode, parse
 from fleetd.model.bmc import Login
+
+MAX_MIRRORS = 15  # for one rack; with the boot service itself the 16 URLs that an order may name
 
 
 class _Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -121,9 +124,19 @@ def load(path: Path) -> Loaded:
     for place, value in ((("listen", "http"), config.listen.http), (("boot", "listen"), config.boot.listen)):
         if value:
             split_address(value, document.where(place))
-    for rack, urls in config.images.mirrors.items():
+    check_url(config.boot.url, document.where(("boot", "url")))
+    mirrors = config.images.mirrors
+    for rack, urls in mirrors.items():
+        where = document.where(("images", "mirrors", rack))
         for url in urls:
-            _mirror(url, document.where(("images", "mirrors", rack)))
+            _mirror(url, where)
+        if len({*urls, *mirrors.get("*", ())}) > MAX_MIRRORS:
+            raise Invalid(
+                f"hosts of rack {rack[:64]} would have more than {MAX_MIRRORS} mirrors",
+                why="those of the rack and those of `*` together",
+                where=where,
+                remedy="name fewer: a host asks one after the other",
+            )
     return Loaded(config=config, folder=path.resolve().parent, logins=logins)
 
 
@@ -133,7 +146,7 @@ def _mirror(url: str, where: str) -> None:
         usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
     except ValueError:
         usable = False
-    if not usable or not url.isascii() or not url.isprintable() or any(c in url for c in "?# \"'"):
+    if not usable or not url.isascii() or not url.isprintable() or any(c in url for c in "?#@ \"'"):
         raise Invalid(
             f"`{url[:100]}` is no URL of a mirror",
             where=where,

@@ -161,6 +161,11 @@ class Boots:
             environment=environment,
         )
 
+    async def contested(self, host: Host) -> str:
+        """Why the host's open boot may not be believed: a second machine came as this host. Empty: nobody did."""
+        boot = await rows.open_of(self._db, host.id)
+        return boot.contested if boot is not None else ""
+
     # --- images and the doctor -------------------------------------------------------------------------------------
 
     def image_urls(self, boot: Boot, host: Host, manifest: Manifest) -> list[str]:
@@ -191,6 +196,7 @@ class Boots:
 
         boot = await rows.armed_for_mac(self._db, mac)
         if boot is None or boot.expires < self._clock.wall() or boot.id not in self._tokens:
+            await self._second(mac, uuid=uuid, serial=serial, source=source)
             note("local", await self._why_local(mac, boot))
             return BootScript()
         host = await host_rows.get(self._db, boot.host)
@@ -214,6 +220,8 @@ class Boots:
         if boot.met is not None:
             if (boot.boot_id, boot.host_key) == (hello.boot_id, hello.host_key):
                 return  # the same boot repeats itself: its answer got lost
+            if not self._mismatch(host, boot, hello):
+                await self._contest(host, boot, source, "phoned home as it, with another key")
             await self._deny(host, source, "the token of this boot was used already")
         if wrong := self._mismatch(host, boot, hello):
             # Remembered, not believed: a stranger's call must not end the wait for the right host.
@@ -282,6 +290,29 @@ class Boots:
             "it came up in this boot already" if boot.met is not None else f"a boot from {boot.environment} is expected"
         )
 
+    async def _second(self, mac: str, *, uuid: str, serial: str, source: str) -> None:
+        """Who asks for the script of a deploy boot that is up, from elsewhere, with the board's own serial and UUID, is
+        the host itself, and what came first was a stranger; or the other way round. MAC, serial and UUID are no secrets:
+        every tenant has read them. A host that restarted by itself asks from the address it had.
+        """
+        host = await host_rows.by_mac(self._db, mac)
+        boot = await rows.open_of(self._db, host.id) if host is not None else None
+        if host is None or boot is None or boot.met is None or boot.environment != "deploy" or source == boot.source:
+            return
+        if serial == host.spec.serial and uuid.lower() == host.status.observed.uuid.lower():
+            await self._contest(host, boot, source, "asked for its boot script")
+
+    async def _contest(self, host: Host, boot: Boot, source: str, what: str) -> None:
+        """Remember it with the boot: the step that works in it fails, and all its work is done again in another."""
+        if boot.contested:
+            return
+        why = f"{boot.source} came up as {host.name}, and then {source[:64]} {what}"
+        event = Event(
+            kind="boot.contested", at=self._clock.wall(), site=host.spec.site, host=host.id, data={"why": why}
+        )
+        log.warning("boot.contested", host=host.name, why=why)
+        await self._db.commit([rows.save(msgspec.structs.replace(boot, contested=why)), events.append(event)])
+
     async def _of_token(self, token: str, source: str, stage: str) -> tuple[Boot, Host]:
         boot = await rows.by_token(self._db, token_hash(token))
         if boot is None:
@@ -302,10 +333,12 @@ class Boots:
 
     async def _audit(self, host: Host | None, source: str, why: str) -> None:
         """A refused caller leaves an event, but a flood of them only a few: the rest is counted in the next."""
-        log.warning("boot.denied", host=host.name if host is not None else "", source=source, reason=why)
         held = self._meter.take(host.id if host is not None else "", self._clock.steady())
         if held is None:
             return
+        log.warning(
+            "boot.denied", host=host.name if host is not None else "", source=source, reason=why, held_back=held
+        )
         event = Event(
             kind="boot.denied",
             at=self._clock.wall(),

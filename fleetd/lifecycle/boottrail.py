@@ -18,6 +18,7 @@ from fleetd.model.host import Host
 MAX_MACHINES: Final = 4096
 MAX_ENTRIES: Final = 64  # of one machine; the oldest go first
 MAX_TEXT: Final = 200
+MAX_KEPT: Final = 32768  # of all machines together: some 25 MB of what strangers may have made up
 SLACK: Final = 2.0  # seconds: clocks of boot service and daemon may differ that much; what was answered has ours
 _PROXIED: Final = "told its boot file"  # by a proxy, beside a DHCP server of the site that we do not see
 _TFTP_FAILURES: Final = ("is not there", "was cut off")
@@ -45,6 +46,7 @@ class Trail:
         self.since = since
         self._machines: OrderedDict[str, deque[Entry]] = OrderedDict()
         self._macs: OrderedDict[str, str] = OrderedDict()  # address -> MAC
+        self._kept = 0
 
     def add(self, entry: Entry) -> None:
         """Remember it; its texts are cut to what a person reads."""
@@ -63,17 +65,24 @@ class Trail:
             self._macs.move_to_end(source)
             self._adopt(source, mac)
         place = mac or self._macs.get(source) or f"at {source}"
-        self._machines.setdefault(place, deque(maxlen=MAX_ENTRIES)).append(entry)
+        self._keep(place, entry)
         self._machines.move_to_end(place)
-        while len(self._machines) > MAX_MACHINES:
-            self._machines.popitem(last=False)
+        while len(self._machines) > MAX_MACHINES or self._kept > MAX_KEPT:
+            self._kept -= len(self._machines.popitem(last=False)[1])
         while len(self._macs) > MAX_MACHINES:
             self._macs.popitem(last=False)
 
     def _adopt(self, source: str, mac: str) -> None:
         """What came from an address before we knew whose it is."""
-        for entry in self._machines.pop(f"at {source}", ()):
-            self._machines.setdefault(mac, deque(maxlen=MAX_ENTRIES)).append(entry)
+        adopted = self._machines.pop(f"at {source}", ())
+        self._kept -= len(adopted)
+        for entry in adopted:
+            self._keep(mac, entry)
+
+    def _keep(self, place: str, entry: Entry) -> None:
+        entries = self._machines.setdefault(place, deque(maxlen=MAX_ENTRIES))
+        self._kept += len(entries) < MAX_ENTRIES
+        entries.append(entry)
 
     def of(self, host: Host) -> list[Entry]:
         """All of this host, oldest first: of its boot MAC, of the address its boot came from, and whoever told its serial."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
+import re
 import zlib
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
@@ -23,6 +24,9 @@ FACT = "snapshot"  # versioned in the ledger: a host that did not change keeps o
 MAX_SNAPSHOT = 1024 * 1024  # bytes, unpacked
 MAX_ITEMS = 2048
 NOTHING = "nothing"
+DBX, SETUP = "Secure Boot key dbx", "Secure Boot setup mode"
+_ON_USB = re.compile(r"\d+-\d+(\.\d+)*:\d+\.\d+")  # a USB interface, where a NIC on PCI has its PCI address
+_SIZE = re.compile(r", (\d{1,10}) bytes")
 
 
 class Difference(NamedTuple):
@@ -76,17 +80,22 @@ def parts(snapshot: Mapping[str, Any]) -> Parts:
         sector = f", {_word(drive, 'sector')}-byte sectors" if drive.get("sector") else ""
         _add(found, f"drive {_word(drive, 'serial')}", told + sector, Action.RESEAT)
     for nic in _list(snapshot.get("nics")):
-        _add(found, f"NIC {_word(nic, 'mac').lower()}", "present", Action.RESEAT)
+        # A port on USB is the BMC's own way to the host: many make up its MAC at each of their starts.
+        if not _ON_USB.fullmatch(_word(nic, "pci")):
+            _add(found, f"NIC {_port(_word(nic, 'mac').lower())}", "present", Action.RESEAT)
     for device in _list(snapshot.get("pci")):
         told = _word(device, "id") + (f", subsystem {_word(device, 'subsystem')}" if device.get("subsystem") else "")
         _add(found, f"PCI device {_word(device, 'address')}", told, Action.RESEAT)
     efi = snapshot.get("efi")
     if isinstance(efi, dict):
         found["EFI"] = (_state(efi.get("present")), Action.CONFIGURE)
-        for key, name in (("secure_boot", "Secure Boot"), ("setup_mode", "Secure Boot setup mode")):
+        for key, name in (("secure_boot", "Secure Boot"), ("setup_mode", SETUP)):
             found[name] = (_state(efi.get(key)), Action.CONFIGURE)
+        sizes = efi.get("sizes")
         for key, value in _items(efi.get("keys")):
-            found[f"Secure Boot key {clean(key, 16)}"] = (clean(value, 80), Action.CONFIGURE)
+            size = sizes.get(key) if isinstance(sizes, dict) else None
+            told = clean(value, 80) + (f", {size} bytes" if isinstance(size, int) and 0 < size < 2**31 else "")
+            found[f"Secure Boot key {clean(key, 16)}"] = (told, Action.CONFIGURE)
     tpm = snapshot.get("tpm")
     if isinstance(tpm, dict):
         told = f"{_word(tpm, 'vendor')} {_word(tpm, 'version')}".strip() if tpm.get("present") else "absent"
@@ -111,6 +120,24 @@ def compare(before: Mapping[str, str], now: Parts) -> list[Difference]:
                 action = Action.FIX_INVENTORY  # something that was not there
             found.append(Difference(part, was, reads, action))
     return found
+
+
+def signed_update(differences: Iterable[Difference], now: Parts) -> Difference | None:
+    """The ban list (dbx) that grew, where nothing else of Secure Boot changed; None for any other picture.
+
+    A system with updates on brings the firmware a longer list, which it takes only with a signature by its KEK. That is
+    no tenant's doing and cannot be put back. A list that shrank, or one taken in setup mode or with other keys, is.
+    """
+    of_boot = [one for one in differences if one.part.startswith(("Secure Boot", "EFI"))]
+    if len(of_boot) != 1 or of_boot[0].part != DBX or now.get(SETUP, ("",))[0] != "off":
+        return None
+    before, after = (_SIZE.search(value) for value in of_boot[0][1:3])
+    return of_boot[0] if before and after and int(after[1]) > int(before[1]) else None
+
+
+def _port(mac: str) -> str:
+    """What stays of a port's address: of InfiniBand's 20 bytes only the GUID, the queue pair before it is the driver's."""
+    return mac[-23:] if len(mac) == 59 else mac
 
 
 def _action_of(part: str) -> Action:

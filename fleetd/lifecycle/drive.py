@@ -172,8 +172,10 @@ class Drive:
         except TimeoutError:
             finding = Finding(
                 code="FLT-1003",
-                message=f"{step.name} did not finish in {seconds:.0f} s",
-                remedy=f"fleetctl host why {self.host.name}; then `fleetctl host release {self.host.name}` to try again",
+                message=f"{step.name} did not finish in {max(0.0, seconds):.0f} s"
+                + (f"; last told: {self._told}" if self._told else ""),
+                remedy=f"fleetctl host why {self.host.name}; then `fleetctl host release {self.host.name}` to try again"
+                + ("; what moved, but too slowly, will again: replace that part" if self._told else ""),
             )
             return Fail(finding=finding, source=here())
         except StaleClaim:

@@ -8,6 +8,8 @@ import re
 import struct
 from collections.abc import Callable
 
+import msgspec
+
 from fleetd.kit.clock import parse_rfc3339
 from fleetd.kit.errors import Invalid
 from fleetd.model.lease import LeaseRequest
@@ -16,6 +18,9 @@ MAX_COUNT = 10_000
 MAX_KEYS = 64
 MAX_KEY = 8192
 MAX_USER_DATA = 64 * 1024
+MAX_SEED = (
+    192 * 1024
+)  # bytes of keys and user_data as JSON: the host takes an order of 256 KiB, and there is more in it
 MAX_TERM = 10 * 366 * 86_400.0
 KEY_TYPES = frozenset(
     {
@@ -73,6 +78,21 @@ def check_key(key: str, where: str) -> None:
         raise Invalid("the SSH key is damaged", why="what is inside is not the type it begins with", where=where)
 
 
+def _check_seed(request: LeaseRequest) -> None:
+    """Keys and user_data travel to the host as JSON, which may be six times as long. Raises Invalid."""
+    try:
+        size = len(msgspec.json.encode((request.ssh_keys, request.user_data)))
+    except UnicodeEncodeError as error:
+        raise Invalid("user_data is not text", why="half a surrogate pair", where="user_data") from error
+    if size > MAX_SEED:
+        raise Invalid(
+            "SSH keys and user_data are too large together",
+            why=f"{size} bytes as they travel to the host, at most {MAX_SEED}",
+            where="ssh_keys" if len(msgspec.json.encode(request.ssh_keys)) > MAX_SEED // 2 else "user_data",
+            remedy="shorten the keys' comments; let user_data fetch what is large",
+        )
+
+
 def check_request(request: LeaseRequest, now: float, known_image: Callable[[str], bool]) -> float:
     """Judge all but SKU and site, which stand in the ledger. Returns the end in wall seconds. Raises Invalid."""
     if not _TENANT.match(request.tenant):
@@ -89,6 +109,7 @@ def check_request(request: LeaseRequest, now: float, known_image: Callable[[str]
             raise Invalid(f"user_data is larger than {MAX_USER_DATA} bytes", where="user_data")
         if "\0" in request.user_data:
             raise Invalid("user_data holds a NUL", where="user_data")
+    _check_seed(request)
     if request.image is not None and not known_image(request.image):
         raise Invalid(
             f"image `{request.image[:80]}` is not known", where="image", remedy="leave it out for the SKU's image"

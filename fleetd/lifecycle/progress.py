@@ -18,7 +18,7 @@ def line(step: str, fields: dict[str, Any]) -> str:
         done, of = _number(fields.get("done")), _number(fields.get("of"))
         if done is None or not of:
             return ""
-        share = min(100, max(0, int(done * 100 / of)))
+        share = int(100 * min(1.0, done / max(of, 1.0)))
         doing = _DOING.get(str(fields.get("what")), clean(fields.get("what") or "done", 20) + " of")
         return f"{step}: {share} % ({_size(done)} of {_size(of)}) {doing} drive {drive}".rstrip()
     if event in ("erasing", "writing"):

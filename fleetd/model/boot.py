@@ -33,6 +33,7 @@ class Boot(msgspec.Struct, frozen=True, kw_only=True):
     serial: str = ""
     uuid: str = ""
     mac: str = ""
+    contested: str = ""  # a second machine came as this host while this boot was up: which of them is real nobody knows
     closed: float | None = None  # a newer boot or a power-off ended it
     version: int = 1
 

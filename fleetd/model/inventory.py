@@ -18,7 +18,8 @@ from fleetd.model.sku import Sku, read_sku
 from fleetd.model.units import watts
 
 KINDS = ("sites", "racks", "skus")
-NAME = re.compile(r"^[a-z0-9]([a-z0-9.-]{0,61}[a-z0-9])?$")
+# A host's name becomes its hostname: RFC 1123 labels, each beginning and ending with a letter or digit.
+NAME = re.compile(r"^(?=.{1,63}$)[a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*$")
 MAC = re.compile(r"^[0-9a-f]{2}(:[0-9a-f]{2}){5}$")
 MAX_POSITION = 64
 _BMC_HOST = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,251}[A-Za-z0-9])?|\[[0-9a-fA-F:.]{2,45}\]")

@@ -95,9 +95,11 @@ async def facts(db: Database, host_id: str) -> list[Fact]:
 # Parts ------------------------------------------------------------------------------------------------------------
 
 _held = values_of("parts")
-_REMOVE: Final = Statement(
-    delete(_parts).where(_parts.c.host == bindparam("of_host"), _parts.c.part.not_in(listed("parts")))
-)
+_IS_DRIVE: Final = func.substr(_parts.c.part, literal_column("1"), literal_column("6")) == literal_column("'drive:'")
+_gone = (_parts.c.host == bindparam("of_host"), _parts.c.part.not_in(listed("parts")))
+_REMOVE: Final = Statement(delete(_parts).where(*_gone, ~_IS_DRIVE))
+_REMOVE_DRIVES: Final = Statement(delete(_parts).where(*_gone, _IS_DRIVE))
+_DRIVES: Final = Statement(select(_parts.c.part).where(_parts.c.host == bindparam("of_host"), _IS_DRIVE))
 _ADD: Final = Statement(
     insert(_parts).from_select(
         ["host", "part", "site", "since"],
@@ -126,9 +128,24 @@ def _flat(parts: Mapping[str, Sequence[str]]) -> str:
 
 
 def replace_parts(host_id: str, site: str, parts: Mapping[str, Sequence[str]], at: float) -> list[Op]:
-    """The parts (kind to values) that the host holds now, all of them: what is not named is gone."""
+    """The parts (kind to values) that the host holds now, all of them: what is not named is gone, drives excepted."""
     params = {"of_host": host_id, "site": site, "parts": _flat(parts), "at": at}
     return [Op(_REMOVE, params), Op(_ADD, params)]
+
+
+def replace_drives(host_id: str, site: str, serials: Sequence[str], at: float) -> list[Op]:
+    """The drives that stand in the host when they are erased, all of them and of every kind (`drive:<serial>`).
+
+    Kept apart from the probe's parts: a probe tells of NVMe only, and only of a host that came so far as to be proven.
+    """
+    params = {"of_host": host_id, "site": site, "parts": _flat({"drive": serials}), "at": at}
+    return [Op(_REMOVE_DRIVES, params), Op(_ADD, params)]
+
+
+async def drives_of(db: Database, host_id: str) -> frozenset[str]:
+    """Serials of the drives that the last erase of this host saw; empty when none is on record."""
+    rows = await db.fetch(_DRIVES, {"of_host": host_id})
+    return frozenset(part.partition(":")[2] for (part,) in rows)
 
 
 async def parts_elsewhere(db: Database, host_id: str, parts: Mapping[str, Sequence[str]]) -> dict[str, str]:

@@ -17,8 +17,10 @@ import aiohttp
 import pytest
 
 from fleetd.api.server import bind_unix
+from fleetd.daemon.boot import DESCRIPTORS
 from fleetd.drivers.boot.capabilities import Sighting
 from fleetd.drivers.boot.desk_wire import DeskServer, RemoteDesk
+from fleetd.drivers.boot.files import PLACEHOLDER
 from fleetd.kit.errors import Denied
 from tests.daemon.test_process import Running as Daemon
 from tests.host_rig import Desk
@@ -171,6 +173,29 @@ async def test_hup_takes_what_is_good_and_refuses_what_is_not(tmp_path):
         r.process.send_signal(signal.SIGHUP)
         await r.until("started", 2)
         assert "interface=br1" in (tmp_path / "state" / "dnsmasq.conf").read_text()
+
+
+async def test_a_reload_that_finds_no_room_leaves_what_runs(tmp_path):
+    async with Running(tmp_path) as r:
+        (tmp_path / "state" / "deploy.iso.new").mkdir()  # in place of a full disk
+        (tmp_path / "files" / "deploy.iso").write_bytes(PLACEHOLDER)
+        r.process.send_signal(signal.SIGHUP)
+        async with asyncio.timeout(10):
+            while "reload.refused" not in r.log():
+                await asyncio.sleep(0.02)
+        async with aiohttp.ClientSession() as session, session.get(f"{r.url}/deploy/vmlinuz") as answer:
+            assert answer.status == 200
+
+
+def test_it_takes_more_connections_than_a_shell_lets_it():
+    script = (
+        "import resource as r; _, hard = r.getrlimit(r.RLIMIT_NOFILE); r.setrlimit(r.RLIMIT_NOFILE, (256, hard));"
+        " from fleetd.daemon import boot; boot._more_descriptors(); print(*r.getrlimit(r.RLIMIT_NOFILE))"
+    )
+    soft, hard = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True
+    ).stdout.split()
+    assert int(soft) == (DESCRIPTORS if int(hard) < 0 else min(int(hard), DESCRIPTORS))
 
 
 async def test_a_killed_parent_takes_its_child_along(tmp_path):

@@ -139,6 +139,9 @@ async def test_tokens_open_the_tcp_door_and_nothing_else_does(folder):
     assert token.encode() not in (folder / "state" / "ledger.db").read_bytes()
 
 
+MANY = [f"http://10.0.0.{n}/images" for n in range(16)]  # a host refuses an order with more URLs than these
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -149,6 +152,9 @@ async def test_tokens_open_the_tcp_door_and_nothing_else_does(folder):
         ('images: {mirrors: {"*": ["ftp://10.0.0.5/x"]}}\n', "no URL of a mirror"),
         ("images: {mirrors: {lou-a01: ['http://10.0.0.5/x?y']}}\n", "no URL of a mirror"),
         ("images: {mirrors: {lou-a01: ['http://[']}}\n", "no URL of a mirror"),
+        ("images: {mirrors: {lou-a01: ['http://user:word@10.0.0.5/x']}}\n", "no URL of a mirror"),
+        (f"images: {{mirrors: {{'*': {MANY[:8]}, lou-a01: {MANY[8:]}}}}}\n", "more than 15 mirrors"),
+        ('boot: {url: "http://10.0.0.1:8680 init=/bin/sh"}\n', "not a plain http URL"),
     ],
 )
 def test_a_wrong_configuration_is_refused_with_its_line(tmp_path, change, message):

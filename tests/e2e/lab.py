@@ -57,10 +57,10 @@ def require() -> None:
 
 
 class Process:
-    """A program in the namespace. `log` is everything it said."""
+    """A program in the namespace. `log` is everything it said, from byte `began` on; before that its forebears did."""
 
-    def __init__(self, name: str, process: asyncio.subprocess.Process, log: Path) -> None:
-        self.name, self.log, self._process = name, log, process
+    def __init__(self, name: str, process: asyncio.subprocess.Process, log: Path, began: int) -> None:
+        self.name, self.log, self.began, self._process = name, log, began, process
 
     @property
     def pid(self) -> int:
@@ -130,6 +130,7 @@ class Lab:
     ) -> Process:
         """Start a program inside; its output is appended to `<name>.log`."""
         log = self.folder / f"{name}.log"
+        began = log.stat().st_size if log.exists() else 0
         with log.open("ab") as sink:
             process = await asyncio.create_subprocess_exec(
                 *self.command(*command),
@@ -139,7 +140,7 @@ class Lab:
                 cwd=folder or self.folder,
                 env={**os.environ, **(environment or {})},
             )
-        started = Process(name, process, log)
+        started = Process(name, process, log, began)
         self.processes.append(started)
         return started
 

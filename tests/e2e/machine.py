@@ -158,6 +158,7 @@ class Machine:
             *("-action", "reboot=shutdown", "-rtc", "base=utc", "-device", "virtio-rng-pci"),
             *("-chardev", f"file,id=console,append=on,path={self.console}", "-serial", "chardev:console"),
             *("-qmp", f"unix:{self.folder / 'qmp.sock'},server=on,wait=off"),
+            *("-smbios", f"type=0,vendor=Fleetd Lab,version={VERSION}"),
             *(
                 "-smbios",
                 f"type=1,manufacturer=Fleetd Lab,product={spec.product},serial={spec.serial},uuid={spec.uuid}",

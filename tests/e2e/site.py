@@ -168,13 +168,10 @@ class Site:
         await self._says(self.daemon, "ready")
 
     async def _says(self, process: Process, word: str) -> None:
-        start = process.log.stat().st_size if process.log.exists() else 0
-        start = max(0, start - 65536)
-
         def ready() -> bool:
             assert process.code is None, f"{process.name} ended with {process.code}: {process.log.read_text()[-3000:]}"
             with process.log.open("rb") as file:
-                file.seek(start)
+                file.seek(process.began)
                 return word.encode() in file.read()
 
         await self.progress.until(ready, f"{process.name} says {word}", stall=60)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import secrets
 import shutil
 import subprocess
@@ -69,9 +70,8 @@ async def test_registered_to_available(site: Site) -> None:
         )
     for machine in (site.a, site.b):
         assert await site.state(machine) == "available"
-    boots = (site.folder / "fleetd-boot.log").read_text()
-    assert "snponly.efi" in boots
-    assert "undionly.kpxe" in (site.folder / "lab-b-01-cable.log").read_text()
+    assert re.search(rb"NBP filename is snponly.efi.*NBP file downloaded", site.a.console.read_bytes(), re.DOTALL)
+    assert re.search(rb"tftp://\S+/undionly.kpxe\.+ ok", site.b.console.read_bytes())
     assert site.a.starts == ["network", "disk"]
     assert site.b.starts == ["network", "network", "disk"], "after the cut it was booted and written anew"
     site.done.add("available")

@@ -117,6 +117,9 @@ class FakeBoots:
             raise DeadlineExceeded("no phone-home")
         return boot
 
+    async def contested(self, host: Any) -> str:
+        return ""
+
     async def doctor(self, host: Any) -> tuple[Boot, list[Entry], Diagnosis]:
         found = Diagnosis(stage="dhcp", ok=False, what="it asks for an address and gets none", remedy="look at DHCP")
         return BOOT, [Entry(stage="dhcp", at=1.0, mac="04:3f:72:aa:00:01")], found

@@ -123,7 +123,9 @@ async def test_a_ticket_ends_with_its_time_and_with_its_boot() -> None:
             await r.boots.grant(DIGEST, r.ticket(armed), source=WHERE)
 
 
-async def test_a_flood_of_refusals_leaves_few_events_and_their_number() -> None:
+async def test_a_flood_of_refusals_leaves_few_events_and_their_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines: list[str] = []
+    monkeypatch.setattr("fleetd.lifecycle.boots.log.warning", lambda event, **_: lines.append(event))
     async with rig() as r:
         for _ in range(DENIALS * 5):
             with pytest.raises(Denied):
@@ -140,6 +142,7 @@ async def test_a_flood_of_refusals_leaves_few_events_and_their_number() -> None:
         with pytest.raises(Denied):
             await r.boots.authorized_keys("an unknown token", source=WHERE)
         assert (await r.denials())[-1]["held_back"] == DENIALS * 4
+    assert len(lines) == DENIALS * 2 + 1  # nor does it fill the log
 
 
 async def test_old_tokens_are_audited_by_host() -> None:
@@ -169,6 +172,43 @@ async def test_who_asks_for_anothers_script_is_audited_and_gets_no_token() -> No
         assert (event["host"], "stranger" in event["why"]) == (r.host.id, True)
         good = await r.boots.script(r.host.spec.boot_mac, uuid=UUID.upper(), serial=r.host.spec.serial, source=WHERE)
         assert good.token == r.token
+
+
+ELSEWHERE = "10.77.0.66"
+
+
+async def test_the_host_itself_asks_after_a_stranger_came_first_and_the_boot_is_believed_no_more() -> None:
+    async with rig() as r:
+        await r.up()
+        script = await r.boots.script(r.host.spec.boot_mac, uuid=UUID, serial=r.host.spec.serial, source=ELSEWHERE)
+        assert script.token is None
+        assert ELSEWHERE in await r.boots.contested(r.host)
+        assert len(await r.fleet.said("boot.contested")) == 1
+        await r.boots.script(r.host.spec.boot_mac, uuid=UUID, serial=r.host.spec.serial, source=ELSEWHERE)
+        assert len(await r.fleet.said("boot.contested")) == 1  # once a boot
+        await r.arm()
+        assert await r.boots.contested(r.host) == ""  # a new boot is a new question
+
+
+async def test_a_second_phone_home_with_another_key_contests_the_boot() -> None:
+    async with rig() as r:
+        await r.up()
+        other = r.hello(boot_id="b-2", host_key=KEY.replace("AIE", "AIF"))
+        with pytest.raises(Denied):
+            await r.boots.hello(r.token, other, source=ELSEWHERE)
+        assert "another key" in await r.boots.contested(r.host)
+
+
+@pytest.mark.parametrize(
+    "asked", [{"source": WHERE}, {"serial": "OTHER"}, {"uuid": "00000000-0000-0000-0000-000000000001"}]
+)
+async def test_a_restart_and_a_guess_contest_nothing(asked: dict[str, str]) -> None:
+    """A host that restarted by itself asks from its own address; who does not know the board's identity proves nothing."""
+    async with rig() as r:
+        await r.up()
+        asks = {"uuid": UUID, "serial": r.host.spec.serial, "source": ELSEWHERE} | asked
+        await r.boots.script(r.host.spec.boot_mac, **asks)
+        assert await r.boots.contested(r.host) == ""
 
 
 async def test_the_doctor_follows_a_boot_from_dhcp_to_hello() -> None:

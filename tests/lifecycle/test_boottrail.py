@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from fleetd.lifecycle.boottrail import MAX_ENTRIES, MAX_MACHINES, Entry, Trail, diagnose
+from fleetd.lifecycle.boottrail import MAX_ENTRIES, MAX_KEPT, MAX_MACHINES, Entry, Trail, diagnose
 from fleetd.model.boot import Boot
 from fleetd.model.host import Host
 from tests.store.samples import NOW, a_boot, a_host
@@ -189,6 +189,19 @@ class TestTrail:
         assert all(len(e.detail) <= 200 for e in found)
         assert len(trail._machines) <= MAX_MACHINES
         assert len(trail._macs) <= MAX_MACHINES
+
+    def test_strangers_that_make_up_machines_fill_no_memory(self) -> None:
+        trail = Trail(NOW)
+        for number in range(2000):
+            for at in range(MAX_ENTRIES):
+                trail.add(entry("script", at=float(at), mac=f"02:00:00:00:{number >> 8:02x}:{number & 255:02x}"))
+            trail.add(entry("tftp", mac="", source=f"10.1.{number >> 8}.{number & 255}"))
+            trail.add(
+                entry("dhcp", mac=f"06:00:00:00:00:{number & 255:02x}", source=f"10.1.{number >> 8}.{number & 255}")
+            )
+        assert sum(len(entries) for entries in trail._machines.values()) == trail._kept <= MAX_KEPT
+        trail.add(entry("dhcp"))
+        assert self.of(trail) == ["dhcp"]
 
     def test_control_characters_never_reach_a_terminal(self) -> None:
         trail = Trail(NOW)

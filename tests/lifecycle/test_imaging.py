@@ -160,6 +160,31 @@ async def test_a_power_cut_in_the_middle_of_the_write_boots_again_and_does_not_w
         assert {entry.data["drive"] for entry in record(w, "drive.write")} == {system_drive(w)}
 
 
+async def test_a_second_machine_that_comes_as_the_host_makes_its_proof_worthless(tmp_path):
+    """Whoever came first holds the boot; the host itself comes second, and nothing the first one said counts."""
+    async with world(tmp_path, Plan()) as w:
+        machine = w.sim.hosts[NAME]
+        quick = machine.timings
+        machine.timings = msgspec.structs.replace(quick, image=3.0)
+        await w.apply()
+        run = await begin(w)
+        async with asyncio.timeout(30):
+            while not record(w, "drive.write"):
+                await asyncio.sleep(0.01)
+        host = await w.host()
+        await w.services.boots.script(
+            host.spec.boot_mac, uuid=host.status.observed.uuid, serial=host.spec.serial, source="10.66.6.6"
+        )
+        machine.timings = quick
+        assert (await w.ended(run.id)).state is RunState.FAILED
+        (finding,) = (await w.host()).status.findings
+        assert finding.code == "identity.contested"
+        assert "10.66.6.6" in finding.message
+        again = await w.services.hosts.release(NAME, who=ADMIN)  # a person looked, and there is no stranger
+        assert (await w.ended(again.id)).state is RunState.PASSED
+        assert len(record(w, "wipe.done")) == 2  # wiped and written anew
+
+
 async def test_a_tpm_that_wants_a_boot_gets_one_and_the_wipe_is_not_repeated(tmp_path, monkeypatch):
     from fleetd.sim.drives import MemoryMachine
 

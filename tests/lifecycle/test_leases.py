@@ -11,24 +11,25 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from fleetd.kit.clock import SystemClock, parse_rfc3339, rfc3339
 from fleetd.kit.errors import Conflict, Denied, FleetError, Invalid, NotFound, Refused
 from fleetd.lifecycle.brakes import Limits
-from fleetd.lifecycle.leaserequest import check_key
+from fleetd.lifecycle.leaserequest import MAX_KEYS, MAX_USER_DATA, check_key, check_request
 from fleetd.model.access import Principal, Role
 from fleetd.model.check import Finding
 from fleetd.model.host import Alert, Classification, State
-from fleetd.model.lease import Lease, LeaseState
+from fleetd.model.lease import Lease, LeaseRequest, LeaseState
 from fleetd.model.power import PowerVerb
 from fleetd.model.run import RunHostState, RunState
+from fleetd.probe.host import order
 from fleetd.store import hosts as host_rows
 from fleetd.store import leases as lease_rows
 from fleetd.store import runs as run_rows
 from fleetd.store.database import open_database
-from tests.lifecycle.fleet import GB200, KEY, SAME_DOMAIN, SAME_RACK, WHO, Fleet, inventory, ledger
+from tests.lifecycle.fleet import GB200, KEY, SAME_DOMAIN, SAME_RACK, START, WHO, Fleet, inventory, ledger
 
 
 @pytest.fixture
@@ -433,6 +434,9 @@ async def test_reminders_come_once(fleet: Fleet) -> None:
         ({"ssh_keys": ("ssh-dss AAAA",)}, "ssh_keys[0]"),
         ({"ssh_keys": ("ssh-ed25519",)}, "ssh_keys[0]"),
         ({"ssh_keys": ("ssh-ed25519 " + "A" * 9000,)}, "ssh_keys[0]"),
+        ({"ssh_keys": tuple(f"{KEY} {n} {'c' * 8000}" for n in range(64))}, "ssh_keys"),
+        ({"user_data": "#!" + "\x01" * 65_000}, "user_data"),
+        ({"user_data": "#!\ud800"}, "user_data"),
     ],
 )
 async def test_a_bad_request_is_refused_by_field(fleet: Fleet, change: dict[str, object], where: str) -> None:
@@ -440,6 +444,45 @@ async def test_a_bad_request_is_refused_by_field(fleet: Fleet, change: dict[str,
         await fleet.claim(**{"count": 1} | change)  # type: ignore[arg-type]
     assert refused.value.where == where
     assert await fleet.leases.every() == []
+
+
+@settings(max_examples=30)
+@example(MAX_KEYS, 8000, 0, "x")
+@example(0, 0, MAX_USER_DATA, "\x01")
+@given(
+    st.integers(0, MAX_KEYS),
+    st.integers(0, 8000),
+    st.integers(0, MAX_USER_DATA),
+    st.sampled_from(["x", "\n", "\x01", "\x7f", "ö", "\u2028", "😀", "\\"]),
+)
+def test_whatever_is_accepted_fits_the_order_that_a_host_takes(keys: int, comment: int, length: int, unit: str) -> None:
+    key = f"{KEY.strip()} {'ö' * (comment // 2)}"
+    asked = LeaseRequest(
+        tenant="acme", sku="s", count=1, ends_at="2027-06-01T00:00:00Z", ssh_keys=(key,) * keys, user_data=unit * length
+    )
+    try:
+        check_request(asked, START, lambda name: True)
+    except Invalid:
+        return
+    digest = "0" * 64
+    told = {
+        "intent": "i" * 128, "nonce": digest, "host_serial": "s" * 128,
+        "drives": [{"serial": f"{n:0128}"} for n in range(64)],
+        "rule": "smallest",
+        "image": {
+            "name": "n" * 64, "format": "raw", "bytes": 512, "sha256": digest, "raw_bytes": 512, "raw_sha256": digest,
+            "urls": [f"http://10.0.0.{n}/{'p' * 300}/{digest}" for n in range(16)],
+        },
+        "seed": {
+            "hostname": "h" * 63, "instance_id": "i", "authorized_keys": asked.ssh_keys, "host_key_private": "k" * 4096,
+            "host_key_public": KEY.strip(), "phone_home_url": "http://10.0.0.1:8680", "phone_home_token": "t" * 43,
+            "user_data": asked.user_data, "network": "",
+        },
+    }  # fmt: skip
+    read = order.read("write-image", msgspec.json.encode(told))
+    assert read.seed is not None
+    assert read.seed.authorized_keys == asked.ssh_keys
+    assert read.seed.user_data == asked.user_data
 
 
 @given(st.text(max_size=300) | st.text(max_size=80).map(lambda tail: "ssh-ed25519 " + tail))

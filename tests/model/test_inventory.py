@@ -51,6 +51,8 @@ BAD = [
     (RACK, "serial: 7XK21B4", 'serial: ""', 17, "not a serial"),
     (RACK, "name: lou-a01-02", "name: lou-a01-01", 14, "host `lou-a01-01` stands twice"),
     (RACK, "name: lou-a01-02", "name: LOU_02", 14, "not a name"),
+    (RACK, "name: lou-a01-02", "name: lou..02", 14, "not a name"),
+    (RACK, "name: lou-a01-02", "name: lou-.02", 14, "not a name"),
     (
         RACK,
         "    position: 7\n    sku: dell.xe9680-h100-8",

@@ -255,6 +255,20 @@ def test_a_drive_that_lies_is_found_out_and_not_zeroed_over(rig, kept):
     assert all(after[at : at + 4096] == before[at : at + 4096] for at in range(0, 2 * MB, 4096) if at not in marks)
 
 
+def test_a_drive_that_took_no_marks_is_not_zeroed_over_either(rig, monkeypatch):
+    """Nothing tells then whether what it holds now is noise of an erase or data of before."""
+    drive, _, paths = rig
+    before = [path.read_bytes() for path in paths]
+
+    def full(self, offset, data):
+        raise OSError(5, "no more writes")
+
+    monkeypatch.setattr(BlockDevice, "write", full)
+    with pytest.raises(OSError, match="took no marks"):
+        list(drive.erase("nvme-format-crypto", "i"))
+    assert [path.read_bytes() for path in paths] == before
+
+
 def test_a_drive_that_kept_a_part_is_found_out(rig):
     drive, controller, paths = rig
 

@@ -124,6 +124,7 @@ def test_a_host_without_efi(tmp_path):
             "secure_boot": None,
             "setup_mode": None,
             "keys": {},
+            "sizes": {},
             "boot_order": [],
             "entries": {},
         },

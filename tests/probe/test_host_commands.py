@@ -11,10 +11,12 @@ import sys
 import pytest
 
 from fleetd.probe.build import build
+from fleetd.probe.host import efivars
 from fleetd.probe.host.machine import Journal
+from fleetd.probe.host.order import Refusal
 from fleetd.probe.host.standin import RootMachine
 from fleetd.probe.host.work import choose, perform
-from tests.probe.imaging import SEED, disk_image, packed, serving
+from tests.probe.imaging import SEED, disk_image, finish, packed, serving
 
 NONCE = "n" * 43
 
@@ -206,6 +208,20 @@ def test_an_image_goes_to_the_smallest_drive_and_is_read_back(root, served):
     assert act("write-image", order(**served), root) == ({**report, "again": True}, [])
 
 
+def test_a_drive_plugged_in_during_the_write_spoils_no_report_of_it(root, served):
+    """The firmware's order is set last, and looks at all drives anew: one of them may be nobody's by then."""
+
+    class Plugged(RootMachine):
+        def boot_order(self, drive):
+            raise Refusal("drive-same-serial", "nvme1 and nvme7 have the serial 'D1'; remedy: pull one")
+
+    machine = Plugged(str(root))
+    report, _ = finish(perform("write-image", json.dumps(order(**served)).encode(), machine))
+    assert report["ok"]
+    assert "pull one" in report["efi"]["reason"]
+    assert act("status", {"intent": "step-1"}, root)[0] == report
+
+
 def test_an_image_that_is_not_the_manifests_is_reported_with_its_code(root, served):
     image = served["image"] | {"sha256": "0" * 64}
     report, progress = act("write-image", order(**served | {"image": image}), root)
@@ -248,6 +264,22 @@ def test_the_firmware_is_set_and_the_tpm_cleared_once_an_intent(root):
     assert act("clear-tpm", base | {"intent": "b"}, root)[0]["refused"]["code"] == "intent-reused"
     assert act("status", {"intent": "t"}, root)[0] == tpm
     assert contents(root) == ["tenant:a"] * 3
+
+
+def test_drives_just_wiped_leave_nothing_to_put_first_and_that_is_no_failure(root, tmp_path):
+    """As in a reclaim by UEFI: the boot order is set between the erase and the next image."""
+    firmware = tmp_path / "efivars"
+    firmware.mkdir()
+    (firmware / f"SetupMode-{efivars.GLOBAL}").write_bytes(b"\6\0\0\0\0")
+
+    class Uefi(RootMachine):
+        def boot_order(self, drive):
+            return efivars.boot_order(efivars.Variables(str(firmware)), None, set())
+
+    said = json.dumps({"intent": "b", "nonce": NONCE, "host_serial": "HOST-1", "rule": "serial:D1"}).encode()
+    report, _ = finish(perform("boot-order", said, Uefi(str(root))))
+    assert report["ok"]
+    assert "no drive has an EFI system partition" in report["reason"]
 
 
 @pytest.mark.parametrize(

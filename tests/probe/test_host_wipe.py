@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import itertools
+import json
 import threading
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fleetd.probe.host import partition
+from fleetd.drivers.ssh.output import MAX_TALK
+from fleetd.lifecycle.steps.wipe import Wipe
+from fleetd.probe.host import partition, wipe
 from fleetd.probe.host.simulated import SimulatedBlocks
-from fleetd.probe.host.wipe import BLOCK, SAMPLES, pattern, sample_offsets, wipe_drive, wipe_drives
+from fleetd.probe.host.wipe import BLOCK, SAMPLES, pattern, pause, sample_offsets, wipe_drive, wipe_drives
 from tests.probe.imaging import drive, finish
 
 
@@ -30,7 +34,8 @@ def test_samples_are_spread_and_hold_a_backup_table(size, intent):
     offsets = sample_offsets(size, intent, "D")
     assert len(offsets) >= SAMPLES
     part = size // SAMPLES
-    assert all(any(part * i - BLOCK <= o < part * (i + 1) + BLOCK for o in offsets) for i in range(SAMPLES))
+    # parts are counted in whole blocks there, in bytes here
+    assert all(any(part * i - 2 * BLOCK <= o < part * (i + 1) + 2 * BLOCK for o in offsets) for i in range(SAMPLES))
     assert partition.backup_area(size) in offsets
     assert sample_offsets(size, intent + "x", "D") != offsets
     assert sample_offsets(size, intent, "E") != offsets
@@ -200,3 +205,27 @@ def test_a_lane_that_breaks_is_heard():
 
     with pytest.raises(RuntimeError, match="a mistake of ours"):
         finish(wipe_drives([Odd(a=broken), Odd(a=everything)], "i", 2))
+
+
+def test_sixteen_slow_drives_say_less_than_a_listener_takes():
+    """The daemon takes 8 MiB of progress of one command; its longest wipe is four hours."""
+    lines, at, until = 0, 0.0, Wipe.seconds
+    while (at := at + pause(at)) < until:
+        lines += 1
+    line = {"event": "progress", "what": "erase", "drive": "S" * 20, "done": 10**13, "of": 10**13}
+    assert 64 * lines * len(json.dumps(line)) < MAX_TALK
+    assert pause(0.0) == 1.0
+    assert lines * 60 > until  # and still it is heard every minute
+
+
+def test_progress_is_told_at_that_pace(monkeypatch):
+    clock = iter(range(0, 10**6, 1))
+    monkeypatch.setattr(wipe, "time", SimpleNamespace(monotonic=lambda: float(next(clock))))
+
+    class Slow(Odd):
+        def erase(self, method, intent):
+            yield from (n / 3600 for n in range(3600))
+            yield from super().erase(method, intent)
+
+    _, progress = finish(wipe_drives([Slow(a=everything)], "i", 1))
+    assert 100 < sum(p["event"] == "progress" for p in progress) < 400

@@ -18,7 +18,7 @@ from fleetd.drivers.boot.dnsmasq import LogReader, Settings, config_text, hosts_
 from fleetd.drivers.boot.scripts import BIOS_LOADER, UEFI_LOADER
 from fleetd.drivers.boot.sightings import Sightings
 from fleetd.kit.clock import Clock, SystemClock
-from fleetd.kit.errors import FleetError, Invalid, NotFound
+from fleetd.kit.errors import Conflict, FleetError, Invalid, NotFound
 from fleetd.kit.logs import get
 from fleetd.kit.retry import backoff
 
@@ -98,11 +98,18 @@ class Dnsmasq:
     async def _write(self, settings: Settings, base_url: str) -> None:
         user = pwd.getpwuid(os.geteuid()).pw_name if os.geteuid() == 0 else ""
         text = config_text(settings, base_url, state=str(self._state), user=user)
-        await asyncio.get_running_loop().run_in_executor(None, self._lay_out)
         draft = self._state / "dnsmasq.conf.new"
-        draft.write_text(text, encoding="ascii")
-        await self._judge(settings, draft)
-        draft.replace(self._state / "dnsmasq.conf")
+        try:
+            await asyncio.get_running_loop().run_in_executor(None, self._lay_out)
+            draft.write_text(text, encoding="ascii")
+            await self._judge(settings, draft)
+            draft.replace(self._state / "dnsmasq.conf")
+        except OSError as error:
+            raise Conflict(
+                f"the files of dnsmasq cannot be written in {self._state}",
+                why=error.strerror or str(error),
+                remedy="make room there, or set `state` in boot.yaml",
+            ) from error
 
     def _lay_out(self) -> None:
         tftp = self._state / "tftp"
@@ -229,7 +236,7 @@ class Dnsmasq:
                 async with asyncio.timeout(DESK_SECONDS):
                     self.know(hosts_text(await self._desk.hosts()))
                 failed = False
-            except (FleetError, TimeoutError) as error:
+            except (FleetError, OSError) as error:  # TimeoutError too; a full disk ends nothing that runs
                 if not failed:
                     log.warning("dnsmasq.hosts", error=str(error) or "the daemon does not answer")
                 failed = True
@@ -238,7 +245,7 @@ class Dnsmasq:
     def know(self, text: str) -> None:
         """Replace the `dhcp-hostsfile`; dnsmasq is told when it differs."""
         path = self._state / "hosts"
-        if path.exists() and path.read_text(encoding="ascii") == text:
+        if path.exists() and path.read_bytes() == text.encode("ascii"):
             return
         draft = path.with_suffix(".new")
         draft.write_text(text, encoding="ascii")

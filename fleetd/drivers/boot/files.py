@@ -16,7 +16,7 @@ from typing import Final
 import msgspec
 from aiohttp import web
 
-from fleetd.kit.errors import Invalid
+from fleetd.kit.errors import Conflict, Invalid
 
 URL_BYTES: Final = 200  # after `fleetd.url=` in the ISO's boot menus
 PLACEHOLDER: Final = b"fleetd.url=" + b"@FLEETD-URL@".ljust(URL_BYTES, b"@")
@@ -69,17 +69,25 @@ def prepare_iso(source: Path, folder: Path, url: str) -> Path | None:
 
     Raises:
         Invalid: the URL does not fit, or the ISO has no place for it.
+        Conflict: the copy cannot be written.
     """
-    try:
-        stat = source.stat()
-    except FileNotFoundError:
-        return None
-    text = url.encode("ascii")
-    if len(text) > URL_BYTES:
+    if len(url) > URL_BYTES:
         raise Invalid(f"url is longer than the {URL_BYTES} bytes that the ISO has for it", where="url")
+    try:
+        return _prepared(source, folder, url, source.stat()) if source.exists() else None
+    except OSError as error:
+        raise Conflict(
+            f"the copy of {source} cannot be made in {folder}",
+            why=error.strerror or str(error),
+            remedy="make room there, and let the service read the ISO",
+        ) from error
+
+
+def _prepared(source: Path, folder: Path, url: str, stat: os.stat_result) -> Path:
     made, note = folder / ISO, folder / f"{ISO}.json"
-    mark = json.dumps({"url": url, "size": stat.st_size, "mtime": stat.st_mtime_ns, "inode": stat.st_ino})
-    if made.is_file() and note.is_file() and note.read_text(encoding="utf-8") == mark:
+    mark = json.dumps({"url": url, "size": stat.st_size, "mtime": stat.st_mtime_ns, "inode": stat.st_ino}).encode()
+    # As bytes: a note that a crash left may be no text.
+    if made.is_file() and note.is_file() and note.read_bytes() == mark:
         return made
     fresh = folder / f"{ISO}.new"
     shutil.copyfile(source, fresh)
@@ -89,11 +97,11 @@ def prepare_iso(source: Path, folder: Path, url: str) -> Path | None:
             fresh.unlink()
             raise Invalid(f"{source} holds no place for the URL", remedy="build it anew: make deploy-image")
         for place in places:
-            os.pwrite(file.fileno(), b"fleetd.url=" + text.ljust(URL_BYTES), place)
+            os.pwrite(file.fileno(), b"fleetd.url=" + url.encode("ascii").ljust(URL_BYTES), place)
         os.fsync(file.fileno())
     note.unlink(missing_ok=True)
     fresh.replace(made)
-    note.write_text(mark, encoding="utf-8")
+    note.write_bytes(mark)
     return made
 
 

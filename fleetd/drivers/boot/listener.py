@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -32,6 +32,7 @@ DESK_SECONDS = 15.0
 BODY_SECONDS = 10.0
 IDLE_SECONDS = 15.0  # a connection that sends nothing, or headers without end
 MAX_CONNECTIONS = 4096
+MAX_OF_A_SOURCE = 256  # connections of one address, when there are too many in all
 MAX_FILES = 1024  # transfers of kernel, initrd and ISO at once: these know no host, so they know no queue
 MAX_FILES_A_SOURCE = 64  # of one address; a BMC reads an ISO over several connections
 FILE_RATE = 16 * 1024  # bytes a second below which a client of these counts as dead
@@ -73,7 +74,11 @@ def _token(request: web.Request) -> str:
 
 
 def _source(request: web.Request) -> str:
-    peer = request.transport.get_extra_info("peername") if request.transport is not None else None
+    return _peer(request.transport)
+
+
+def _peer(transport: asyncio.Transport | None) -> str:
+    peer = transport.get_extra_info("peername") if transport is not None else None
     return str(peer[0]) if peer else ""
 
 
@@ -140,9 +145,8 @@ class BootListener:
 
         @web.middleware
         async def bound(request: web.Request, handler: Handler) -> web.StreamResponse:
-            """Who comes when too many are connected is sent away."""
-            server = self._runner.server if self._runner is not None else None
-            if server is not None and len(server.connections) > MAX_CONNECTIONS:
+            """Who comes when too many are connected is sent away, unless one address makes up the crowd."""
+            if self._is_crowded(request):
                 return _problem(503, Busy.code, Busy.title, close=True)
             return await handler(request)
 
@@ -185,6 +189,21 @@ class BootListener:
             self.admission.close()
             await runner.cleanup()
             await self.sightings.close()
+
+    def _is_crowded(self, request: web.Request) -> bool:
+        """Whether there is no room for this caller. The address with by far the most connections loses them first."""
+        server = self._runner.server if self._runner is not None else None
+        if server is None or len(server.connections) <= MAX_CONNECTIONS:
+            return False
+        held = [(_peer(one.transport), one.transport) for one in server.connections]
+        source, count = Counter(address for address, _ in held).most_common(1)[0]
+        if count <= MAX_OF_A_SOURCE or source == _source(request):
+            return True
+        self._warn("crowd", "boot.crowd", source=source, connections=str(count))
+        for address, transport in held:
+            if address == source and transport is not None:
+                transport.abort()
+        return False
 
     @web.middleware
     async def _guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:

@@ -73,11 +73,12 @@ class BootStep(Step):
         device = BootDevice.DISK
         if params.to == "deploy":
             device = BootDevice.CD if media else BootDevice.NETWORK
-            if media:
-                await bmc.insert_media(f"{ctx.wires.boots.base_url}{ISO}", timeout=MEDIA_SECONDS)
         elif media or ctx.data.pop("media", False):
             await bmc.eject_media(timeout=MEDIA_SECONDS)  # what a cut-short boot left in must not come before the disk
         try:
+            if device is BootDevice.CD:
+                # one that reports no success may be in all the same
+                await bmc.insert_media(f"{ctx.wires.boots.base_url}{ISO}", timeout=MEDIA_SECONDS)
             return await self._start(ctx, bmc, boot, device)
         finally:
             if device is BootDevice.CD:
@@ -127,6 +128,8 @@ class BootStep(Step):
         """After the hello or the failure. One that stays in is noted: the boot from disk takes it out first."""
         try:
             await bmc.eject_media(timeout=MEDIA_SECONDS)
+        except Unsupported:
+            return  # then nothing went in
         except FleetError as error:
             ctx.data["media"] = True
             log.warning("boot.media.left", host=ctx.host.name, error=str(error))

@@ -59,4 +59,5 @@ class BootOrder(OnDeploy):
             first=first,
             order=[clean(number, 8) for number in order[:MAX_ENTRIES]] if isinstance(order, list) else [],
             entries=shown,
+            note=clean(report.reason, 200),
         )

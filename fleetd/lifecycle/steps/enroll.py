@@ -105,19 +105,17 @@ class Rekey(Step):
 
     async def do(self, ctx: StepContext) -> Outcome:
         host, credentials, patience = ctx.host, ctx.wires.credentials, ctx.wires.bmc_patience
-        bmc = await credentials.open(host, timeout=patience)
-        try:
-            info = await bmc.system(timeout=patience)
-            seen = host.status.observed
-            if (info.serial, info.uuid) != (seen.serial, seen.uuid):
-                return fail(
-                    "identity.changed",
-                    f"serial {info.serial}, UUID {info.uuid}; before the lease {seen.serial}, {seen.uuid}",
-                    remedy="look at the host: was its board or chassis swapped? `fleetctl host maintenance`, then bring it up again",
-                    action=Action.FIX_INVENTORY,
-                )
-            await credentials.rotate(host, bmc, username=await credentials.username(host), timeout=patience)
-        finally:
-            await bmc.close()
+        # The run's own session, which learns the new password: another one would leave this one with the old.
+        bmc = await ctx.bmc()
+        info = await bmc.system(timeout=patience)
+        seen = host.status.observed
+        if (info.serial, info.uuid) != (seen.serial, seen.uuid):
+            return fail(
+                "identity.changed",
+                f"serial {info.serial}, UUID {info.uuid}; before the lease {seen.serial}, {seen.uuid}",
+                remedy="look at the host: was its board or chassis swapped? `fleetctl host maintenance`, then bring it up again",
+                action=Action.FIX_INVENTORY,
+            )
+        await credentials.rotate(host, bmc, username=await credentials.username(host), timeout=patience)
         ctx.observed = msgspec.structs.replace(seen, bios_version=info.bios_version, bmc_version=info.bmc_version)
         return advance("new BMC password set and proven", pin=short_hash(seen.tls_pin))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import uuid
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -13,11 +14,12 @@ from fleetd.drivers.ssh.keys import new_key_pair
 from fleetd.lifecycle.credentials import Seed
 from fleetd.lifecycle.outcome import Fail, Outcome, Retry, advance, fail, here
 from fleetd.lifecycle.steps.base import StepContext
-from fleetd.lifecycle.steps.ondeploy import DriveReport, HostReport, OnDeploy
+from fleetd.lifecycle.steps.ondeploy import DriveReport, HostReport, OnDeploy, unwiped
 from fleetd.model.boot import Boot
 from fleetd.model.check import Action
 from fleetd.model.host import Host
 from fleetd.model.image import Manifest
+from fleetd.store import hosts as host_rows
 
 # The image or its way here is at fault, not this host.
 _OF_THE_IMAGE = frozenset({"image-checksum", "image-stream", "image-source", "partition-table"})
@@ -45,6 +47,14 @@ class WriteImage(OnDeploy):
 
     def plan(self, host: Host, params: Any) -> str:
         return f"OVERWRITE the system drive with image {params.image}, read it back and seed it"
+
+    async def admit(self, ctx: StepContext, serials: Sequence[str]) -> Fail | None:
+        """No drive that the last erase of this host did not see: plugged in since, or away then, it may hold anything."""
+        erased = await host_rows.drives_of(ctx.db, ctx.host.id)
+        late = sorted(clean(serial, 64) for serial in serials if serial not in erased) if erased else []
+        if not late:
+            return None
+        return unwiped(ctx.host, late, "nothing was written")
 
     async def order(self, ctx: StepContext, boot: Boot, drives: list[DriveReport]) -> dict[str, Any]:
         params: WriteImage.Params = ctx.params

@@ -15,6 +15,7 @@ from fleetd.lifecycle.outcome import Fail, Outcome, fail, rewind
 from fleetd.lifecycle.steps.base import Step, StepContext
 from fleetd.model.boot import Boot
 from fleetd.model.check import Action
+from fleetd.model.host import Host
 from fleetd.store import hosts as host_rows
 
 MAX_REPORT = 1024 * 1024
@@ -106,6 +107,18 @@ def named(drives: Sequence[DriveReport]) -> str:
     return ", ".join(serials[:-1]) + (" and " if len(serials) > 1 else "") + serials[-1] if serials else "of the host"
 
 
+def unwiped(host: Host, late: Sequence[str], therefore: str) -> Fail:
+    """The finding of drives that the host's last erase did not see."""
+    return fail(
+        "storage.unwiped",
+        f"drive {', '.join(late[:8])} was not there when the drives of this host were erased: {therefore}",
+        remedy=f"pull it, or have it erased: `fleetctl host maintenance {host.name}`, then `fleetctl host release"
+        f" {host.name}` brings the host up anew; a drive that comes and goes is to be replaced",
+        action=Action.RESEAT,
+        parts=tuple(late),
+    )
+
+
 class OnDeploy(Step):
     """Base of steps that run a host-side command in the deploy environment.
 
@@ -121,6 +134,10 @@ class OnDeploy(Step):
     async def order(self, ctx: StepContext, boot: Boot, drives: list[DriveReport]) -> dict[str, Any]:
         """The rest of the order, beside intent, nonce, serials."""
         return {}
+
+    async def admit(self, ctx: StepContext, serials: Sequence[str]) -> Fail | None:
+        """A look at the drives that stand in the host now, before any order leaves: a finding when one may not be touched."""
+        return None
 
     @abstractmethod
     async def judge(self, ctx: StepContext, report: HostReport) -> Outcome:
@@ -141,8 +158,11 @@ class OnDeploy(Step):
             present = await self._status(ctx, shell, boot)
             if (ended := await self._ended(ctx, present)) is not None:
                 return ended
-            if self.touches and (foreign := await self._foreign(ctx, present.drives)) is not None:
-                return foreign
+            if self.touches:
+                if (foreign := await self._foreign(ctx, present.drives)) is not None:
+                    return foreign
+                if (late := await self.admit(ctx, [drive.serial for drive in present.drives])) is not None:
+                    return late
             order = {
                 "intent": ctx.intent,
                 "nonce": boot.token_hash,
@@ -168,7 +188,11 @@ class OnDeploy(Step):
                 return found
         finally:
             await shell.close()
-        return await self.judge(ctx, read_host_report(answer))
+        report = read_host_report(answer)
+        if self.destructive and (report.state != "done" or report.intent != ctx.intent):
+            # It runs already: its own end is waited for, it is no verdict on a drive. None: it was of another order.
+            return await self._follow(ctx) or rewind(f"the answer is not of this {self.name}", to="deploy")
+        return await self._believed(ctx, report)
 
     async def verify(self, ctx: StepContext) -> Outcome | None:
         """Ask the host what became of the intent. Its journal lives as long as its boot; with another boot it is abandoned."""
@@ -210,11 +234,27 @@ class OnDeploy(Step):
     async def _ended(self, ctx: StepContext, report: HostReport) -> Outcome | None:
         """What became of this intent in this boot, by the host's journal; None: it never began there."""
         if report.state == "done" and report.intent == ctx.intent:
-            return await self.judge(ctx, report)
+            return await self._believed(ctx, report)
         if report.state == "running":
             # Cut off in the middle, or at work on this very intent: this boot is not trusted with a second order.
             return rewind(f"the {self.name} was cut off in the middle; a fresh boot begins it anew", to="deploy")
+        if report.state != "unknown" or report.intent != ctx.intent:
+            # Only a plain "never seen" lets an order go out: else two might work side by side.
+            return rewind(f"the host does not tell what became of this {self.name}", to="deploy")
         return None
+
+    async def _believed(self, ctx: StepContext, report: HostReport) -> Outcome:
+        """The verdict on a report, if the boot it comes from is beyond doubt; else a finding, and all is done again."""
+        contested = await ctx.wires.boots.contested(ctx.host)
+        if not contested:
+            return await self.judge(ctx, report)
+        return fail(
+            "identity.contested",
+            f"two machines came as this host in one boot: {contested}",
+            remedy="find the one that is not it: look for a stranger on the boot network, and for a host that restarts by"
+            " itself; then retest: everything is wiped and written anew",
+            action=Action.FIX_INVENTORY,
+        )
 
     async def _shell(self, ctx: StepContext) -> tuple[Boot, Shell]:
         boot, target = await ctx.wires.boots.shell_target(ctx.host, "deploy")
@@ -231,7 +271,7 @@ class OnDeploy(Step):
     async def _foreign(ctx: StepContext, drives: Sequence[DriveReport]) -> Fail | None:
         """A drive that the ledger knows as another host's: nothing is touched before a person has looked."""
         serials = tuple(drive.serial for drive in drives)
-        elsewhere = await host_rows.parts_elsewhere(ctx.db, ctx.host.id, {"nvme": serials})
+        elsewhere = await host_rows.parts_elsewhere(ctx.db, ctx.host.id, {"nvme": serials, "drive": serials})
         if not elsewhere:
             return None
         told = "; ".join(f"drive {clean(serial, 64)} belongs to host {host}" for serial, host in elsewhere.items())

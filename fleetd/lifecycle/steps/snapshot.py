@@ -7,6 +7,8 @@ from typing import Any
 import msgspec
 
 from fleetd.checks.judge import clean, stronger
+from fleetd.kit.errors import Garbled
+from fleetd.kit.logs import get
 from fleetd.lifecycle import drift
 from fleetd.lifecycle.outcome import Outcome, advance, fail
 from fleetd.lifecycle.steps.base import StepContext
@@ -15,6 +17,7 @@ from fleetd.model.check import Action
 from fleetd.model.host import Host
 from fleetd.store import hosts as host_rows
 
+log = get("snapshot")
 SHOWN = 6  # differences in the words of a finding; all of them stand in its parts and evidence
 
 
@@ -93,27 +96,38 @@ class DriftCheck(_Inspect):
             " enrolling, is proven anew and a new picture is taken"
         )
         now = drift.parts(report.snapshot)
-        found = drift.compare(drift.unpack(kept.value), now) if kept is not None else []
+        before = None
+        if kept is not None:
+            try:
+                before = drift.unpack(kept.value)
+            except Garbled as error:
+                log.warning("drift.unreadable", host=name, error=str(error))  # as good as none
+        found = drift.compare(before, now) if before is not None else []
         told = {one.part: f"{one.before} -> {one.after}" for one in found[:256]}
         pending = ctx.host.status.pending_maintenance
-        if pending is not None and (found or kept is None):
+        if pending is not None and (found or before is None):
             return advance(
                 f"{len(found)} parts changed; {clean(pending.owner, 64)} asked for maintenance, which comes before any lease",
                 differences=told,
                 accepted_by=pending.owner,
             )
-        if kept is None:
+        if before is None:
             return fail(
                 "drift.no-snapshot",
-                "there is no picture of this host from before the lease to compare with",
+                f"there is no {'picture' if kept is None else 'readable picture'} of this host from before the lease to"
+                " compare with",
                 remedy=again,
                 action=Action.FIX_INVENTORY,
             )
+        if (update := drift.signed_update(found, now)) is not None:
+            found.remove(update)
         if not found:
             return advance(
-                f"{len(now)} parts are as they were before the lease",
+                f"{len(now)} parts are as they were before the lease"
+                + ("" if update is None else "; Secure Boot's ban list grew by a signed update"),
                 digest=drift.digest(report.snapshot),
                 parts=len(now),
+                differences={} if update is None else told,
             )
         action = found[0].action
         for one in found[1:]:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import secrets
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import msgspec
 
 from fleetd.checks import registry as checks
 from fleetd.checks.context import Context, Expected
+from fleetd.checks.judge import clean
 from fleetd.kit.errors import Garbled, IdentityUnproven
-from fleetd.lifecycle.outcome import Outcome, advance, fail, rewind, wait
+from fleetd.lifecycle.outcome import Fail, Outcome, advance, fail, rewind, wait
 from fleetd.lifecycle.steps.base import Step, StepContext
+from fleetd.lifecycle.steps.ondeploy import unwiped
 from fleetd.model.check import Action, Verdict
 from fleetd.model.host import Host, State
 from fleetd.model.report import MAX_REPORT, Report, fingerprint_parts, read_report
@@ -66,6 +69,8 @@ class Validate(Step):
                 fail(finding.code, finding.message, remedy=finding.remedy, action=finding.action, parts=finding.parts),
                 evidence=evidence,
             )
+        if (unwiped := await _unwiped(ctx, parts["nvme"])) is not None:
+            return msgspec.structs.replace(unwiped, evidence=evidence)
         ctx.ops += host_rows.replace_parts(ctx.host.id, ctx.host.spec.site, parts, ctx.clock.wall())
         if ctx.params.suite == "quick":
             return advance(f"{len(verdicts)} of {len(verdicts)} quick checks pass", **evidence)
@@ -179,6 +184,15 @@ class Validate(Step):
             if stored is not None:
                 reports[peer.id] = read_report(stored.data)
         return reports
+
+
+async def _unwiped(ctx: StepContext, drives: Sequence[str]) -> Fail | None:
+    """A drive that was put in after the last erase: a proof of the hardware says nothing of what is stored on it."""
+    erased = await host_rows.drives_of(ctx.db, ctx.host.id)
+    late = sorted(clean(serial, 64) for serial in drives if serial not in erased) if erased else []
+    if not late:
+        return None
+    return unwiped(ctx.host, late, "the host is not proven with it")
 
 
 def _not_this(report: Report, nonce: str, host: str, boot_id: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -12,6 +13,7 @@ from fleetd.lifecycle.steps.base import StepContext
 from fleetd.lifecycle.steps.ondeploy import DriveReport, HostReport, OnDeploy, named
 from fleetd.model.check import Action
 from fleetd.model.host import Host
+from fleetd.store import hosts as host_rows
 
 
 class Wipe(OnDeploy):
@@ -29,6 +31,12 @@ class Wipe(OnDeploy):
 
     def plan(self, host: Host, params: Any) -> str:
         return "ERASE every drive of the host by its own means or by overwriting, then read samples back"
+
+    async def admit(self, ctx: StepContext, serials: Sequence[str]) -> Fail | None:
+        """This host's from now on, whatever becomes of them: one that keeps data, once pulled, is known in any other."""
+        now = ctx.clock.wall()
+        await ctx.db.commit(host_rows.replace_drives(ctx.host.id, ctx.host.spec.site, serials, now))
+        return None
 
     async def judge(self, ctx: StepContext, report: HostReport) -> Outcome:
         evidence = {clean(d.serial, 64): _proof(d) for d in report.drives}
@@ -48,11 +56,14 @@ class Wipe(OnDeploy):
                 evidence,
             )
         wanted = ctx.sku.storage.nvme_count
-        if sum(d.name.startswith("nvme") for d in report.drives) != wanted and len(report.drives) != wanted:
+        # By serial: one told twice must not stand for one left out. A host of other drives only (a virtual one) counts
+        # those; beside NVMe drives they count nothing, or a SATA drive would stand for an NVMe drive that is gone.
+        counted = {serial for serial, proof in evidence.items() if proof["name"].startswith("nvme")} or set(evidence)
+        if len(counted) != wanted or len(evidence) != len(report.drives):
             return _with(
                 fail(
                     "storage.count",
-                    f"{len(report.drives)} drives erased, the SKU has {wanted} NVMe drives",
+                    f"{len(evidence)} drives erased, {len(counted)} of them count, the SKU has {wanted} NVMe drives",
                     remedy="reseat the missing drive: its data was not erased",
                     action=Action.RESEAT,
                 ),
@@ -63,8 +74,9 @@ class Wipe(OnDeploy):
 
 
 def _proven(drive: DriveReport) -> bool:
-    """What the host says is weighed again: erased, samples taken, and none of them, nor of the pattern, left."""
-    return drive.erased and drive.samples > 0 and not drive.nonzero and not drive.pattern_left
+    """What the host says is weighed again: erased, a pattern written before, and neither it nor any data left after."""
+    marked = drive.pattern_written > 0 and drive.samples > 0
+    return drive.erased and marked and not drive.nonzero and not drive.pattern_left
 
 
 def _why(drive: DriveReport) -> str:
@@ -72,6 +84,8 @@ def _why(drive: DriveReport) -> str:
     reason = clean(drive.reason, 300) or (
         f"{drive.nonzero} of {drive.samples} samples still hold data" if drive.samples else "nothing was read back"
     )
+    if drive.samples and not drive.pattern_written:
+        reason = f"no pattern stood on it before, so its zeros prove nothing; {reason}"
     return reason + (f" (tried {tried})" if tried else "")
 
 

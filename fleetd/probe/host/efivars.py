@@ -120,10 +120,10 @@ def snapshot(variables: Variables) -> dict[str, Any]:
 
 
 def _view(variables: Variables, *, present: bool) -> dict[str, Any]:
-    keys, labels = {}, {}
+    keys, sizes, labels = {}, {}, {}
     for name, guid in _KEYS.items():
         if (data := _quiet(variables, name, guid)) is not None:
-            keys[name] = hashlib.sha256(data).hexdigest()
+            keys[name], sizes[name] = hashlib.sha256(data).hexdigest(), len(data)
     for name in variables.entries("Boot"):
         try:
             labels[name[4:]] = efi.parse(_quiet(variables, name) or b"").label
@@ -134,6 +134,7 @@ def _view(variables: Variables, *, present: bool) -> dict[str, Any]:
         "secure_boot": _flag(variables, "SecureBoot") if present else None,
         "setup_mode": _flag(variables, "SetupMode") if present else None,
         "keys": keys,
+        "sizes": sizes,
         "boot_order": [f"{n:04X}" for n in efi.numbers(_quiet(variables, "BootOrder") or b"")],
         "entries": labels,
     }

@@ -135,6 +135,8 @@ class RealDrive:
         for fraction in self._by_drive(method):
             yield fraction * 0.9
         if not self._gone(marks):
+            if len(marks) != len(self._disk.blocks):
+                raise OSError(errno.EIO, "the drive took no marks before, so what is on it now may be what was")
             for fraction in self._each(lambda blocks, at, length: blocks.zero(at, length)):
                 yield 0.9 + fraction * 0.1
         self._must_be_zero()

@@ -153,10 +153,11 @@ def _attempt(
     if not unmarked and result["pattern_written"] != len(patterns):
         unmarked = f"{len(patterns) - result['pattern_written']} of {len(patterns)} written samples did not read back"
     try:
-        told = time.monotonic()
+        began = told = time.monotonic()
         for fraction in drive.erase(method, intent):
-            if time.monotonic() - told >= 1.0:
-                told = time.monotonic()
+            now = time.monotonic()
+            if now - told >= pause(now - began):
+                told = now
                 done = int(fraction * drive.size)
                 yield {"event": "progress", "what": "erase", "drive": drive.serial, "done": done, "of": drive.size}
     except OSError as error:
@@ -177,6 +178,11 @@ def _attempt(
     if result["nonzero"]:
         return f"{result['nonzero']} of {len(patterns)} samples are not zero after it"
     return f"{unmarked}; so its zeros prove nothing" if unmarked else ""
+
+
+def pause(since: float) -> float:
+    """Seconds between two lines of progress of an erase that began so long ago: many drives in many hours stay brief."""
+    return min(30.0, max(1.0, since / 60))
 
 
 def _mark(blocks: Blocks, patterns: dict[int, bytes]) -> int:

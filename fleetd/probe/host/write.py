@@ -239,9 +239,15 @@ class _Work:
         with _failing("drive-read-back"):
             if any(self._blocks.read(offset, len(data)) != data for offset, data in head.through):
                 raise WriteFailed("drive-read-back", "the drive reads back another seed than was written")
-        with _failing("drive-write"):  # from here on the disk boots
-            self._blocks.write(0, head.head)
-            self._blocks.flush()
+        with _failing("drive-write"):
+            # A sector is written whole or not at all, 4 MiB are not. So what the table names comes before the table, and
+            # last of all the first sector: from there on the disk boots, and everything else is on the medium.
+            end = len(head.head)
+            for start in (ENDS, self._blocks.sector, 0):
+                if start < end:
+                    self._blocks.write(start, head.head[start:end])
+                    self._blocks.flush()
+                    end = start
         self._tally.wrote_bytes += len(head.head)
         with _failing("drive-read-back"):
             back = self._blocks.read(0, len(head.head))

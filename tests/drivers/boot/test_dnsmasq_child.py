@@ -13,7 +13,7 @@ from fleetd.drivers.boot.capabilities import BootHost
 from fleetd.drivers.boot.dnsmasq import Settings
 from fleetd.drivers.boot.dnsmasq_child import Dnsmasq
 from fleetd.drivers.boot.sightings import Sightings
-from fleetd.kit.errors import Invalid, NotFound, Unreachable
+from fleetd.kit.errors import Conflict, Invalid, NotFound, Unreachable
 from tests.host_rig import Desk
 
 MAC = "04:3f:72:aa:00:01"
@@ -77,6 +77,44 @@ async def test_while_the_daemon_is_away_the_last_known_macs_stand(tmp_path):
     task.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await task
+
+
+async def test_a_disk_that_takes_no_file_ends_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr("fleetd.drivers.boot.dnsmasq_child.HOSTS_SECONDS", 0.01)
+    asked = []
+
+    class Counting(Desk):
+        async def hosts(self):
+            asked.append(1)
+            return [BootHost(name="h", mac=MAC, rack="r", site="s")]
+
+    script = "case $1 in --test) exit 0;; esac; echo 'dnsmasq: started, version 2.90' >&2; exec sleep 60"
+    child = made(tmp_path, Counting(), script)
+    (tmp_path / "state" / "hosts").write_bytes(b"\xff\xfe\0")  # as a power cut leaves it
+    (tmp_path / "state" / "hosts.new").mkdir()  # no file can be written in its place
+    await child.prepare()
+    task = asyncio.create_task(child.run())
+    async with asyncio.timeout(10):
+        await child.up.wait()
+        while len(asked) < 3 and not task.done():
+            await asyncio.sleep(0.01)
+    assert not task.done()
+    (tmp_path / "state" / "hosts.new").rmdir()  # there is room again
+    async with asyncio.timeout(10):
+        while (tmp_path / "state" / "hosts").read_bytes() != f"{MAC},set:fleet\n".encode():
+            await asyncio.sleep(0.01)
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task
+
+
+async def test_files_that_cannot_be_written_are_refused_with_the_reason(tmp_path):
+    child = made(tmp_path)
+    (tmp_path / "state" / "dnsmasq.conf.new").mkdir()
+    with pytest.raises(Conflict) as refused:
+        await child.prepare()
+    assert "directory" in refused.value.why
+    assert refused.value.remedy
 
 
 async def test_a_child_that_says_very_long_lines_is_still_read(tmp_path):

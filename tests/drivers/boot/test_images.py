@@ -18,7 +18,7 @@ from fleetd.drivers.boot.capabilities import ImageGrant
 from fleetd.drivers.boot.files import PLACEHOLDER, URL_BYTES, Files, prepare_iso
 from fleetd.drivers.boot.listener import BootListener
 from fleetd.kit.clock import LoopClock
-from fleetd.kit.errors import Denied, Invalid, Unreachable
+from fleetd.kit.errors import Conflict, Denied, Invalid, Unreachable
 from tests.host_rig import Desk
 
 DATA = bytes(range(256)) * 4096  # 1 MiB
@@ -321,6 +321,19 @@ class TestIso:
         assert b"http://b " in prepare_iso(source, tmp_path, "http://b").read_bytes()
         source.write_bytes(source.read_bytes() + b"more")
         assert prepare_iso(source, tmp_path, "http://b").read_bytes().endswith(b"more")
+
+    def test_a_copy_that_cannot_be_made_and_a_damaged_note(self, tmp_path):
+        source = self.iso(tmp_path)
+        state = tmp_path / "state"
+        state.mkdir()
+        made = prepare_iso(source, state, "http://a")
+        (state / "deploy.iso.json").write_bytes(b"\xff\0")
+        assert prepare_iso(source, state, "http://a") == made
+        (state / "deploy.iso.new").mkdir()
+        with pytest.raises(Conflict) as refused:
+            prepare_iso(source, state, "http://b")
+        assert refused.value.remedy
+        assert b"http://a " in made.read_bytes()  # what was served is served on
 
     def test_none_is_none_and_one_without_a_place_is_refused(self, tmp_path):
         assert prepare_iso(tmp_path / "none.iso", tmp_path, "http://a") is None

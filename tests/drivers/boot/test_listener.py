@@ -207,6 +207,26 @@ async def test_past_the_bound_of_connections_callers_are_sent_away(monkeypatch):
         assert (await session.get(f"/boot/{MAC}.ipxe")).status == 503
 
 
+async def test_one_address_that_opens_too_many_shuts_out_nobody_else(monkeypatch):
+    monkeypatch.setattr("fleetd.drivers.boot.listener.MAX_CONNECTIONS", 20)
+    monkeypatch.setattr("fleetd.drivers.boot.listener.MAX_OF_A_SOURCE", 8)
+    async with listening() as (listener, session):
+        crowd = [
+            await asyncio.open_connection("127.0.0.1", listener.port, local_addr=("127.0.0.66", 0)) for _ in range(30)
+        ]
+        assert (await session.get(f"/boot/{MAC}.ipxe")).status == 200
+        async with asyncio.timeout(5):
+            for reader, _ in crowd:
+                with contextlib.suppress(ConnectionError):
+                    assert await reader.read() == b""
+        many = [
+            await asyncio.open_connection("127.0.0.1", listener.port, local_addr=(f"127.0.1.{n}", 0)) for n in range(30)
+        ]
+        assert (await session.get(f"/boot/{MAC}.ipxe")).status == 503  # a crowd of as many addresses: nobody is picked
+        for _, writer in [*crowd, *many]:
+            writer.close()
+
+
 async def test_a_taken_port_is_a_conflict():
     async with listening() as (listener, _):
         with pytest.raises(Conflict):
