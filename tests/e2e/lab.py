@@ -32,6 +32,8 @@ TOOLS = {
     "ssh": "openssh-client",
     "openssl": "openssl",
     "zstd": "zstd",
+    "ipmitool": "ipmitool",
+    "curl": "curl",
 }
 
 

@@ -7,7 +7,6 @@ from inside starts a new QEMU with the usual order (drive, network). BMCs speak 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import shutil
 import sys
@@ -17,13 +16,13 @@ from typing import Any, Literal
 import msgspec
 
 from tests.e2e.lab import Lab, Process, tool
+from tests.e2e.qmp import Monitor, connect
 
 CODE, VARS = Path("/usr/share/OVMF/OVMF_CODE_4M.fd"), Path("/usr/share/OVMF/OVMF_VARS_4M.fd")
 ORDER = ("disk", "network", "cd")
 Device = Literal["none", "network", "disk", "cd"]
 GIB = 1 << 30
 VERSION = "1.0"  # of the firmware, as SMBIOS tells it
-_REBOOTS = ("guest-reset", "host-qmp-system-reset")
 
 
 class Drive(msgspec.Struct, frozen=True, kw_only=True):
@@ -39,7 +38,7 @@ class Drive(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Spec(msgspec.Struct, frozen=True, kw_only=True):
-    """What the machine is. `tpm`: an emulated TPM 2.0; `cpu`: what TCG runs fast (see `tests/e2e/README.md`)."""
+    """What the machine is. `tpm`: an emulated TPM 2.0; `cpu`: the plainest is the fastest under TCG (see README.md here)."""
 
     name: str
     firmware: Literal["uefi", "bios"]
@@ -50,7 +49,7 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True):
     memory: int = 1024  # MiB
     cpus: int = 1
     tpm: bool = False
-    cpu: str = "Nehalem-v1,+aes,+pclmulqdq,+rdrand"
+    cpu: str = "qemu64"
 
 
 class Machine:
@@ -70,7 +69,7 @@ class Machine:
         self._cable: Process | None = None
         self._events: asyncio.Task[None] | None = None
         self._restarts = False
-        self._monitor: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
+        self._monitor: Monitor | None = None
         self._lock = asyncio.Lock()
         self._server: asyncio.Server | None = None
 
@@ -115,11 +114,13 @@ class Machine:
 
     async def soft(self) -> None:
         """Press the power button: the guest's system decides."""
-        await self._command("system_powerdown")
+        if self._monitor is not None:
+            await self._monitor.command("system_powerdown")
 
     async def reboot(self) -> None:
         """As the guest would: no BMC hears of it, and a boot device chosen for one start is used up."""
-        await self._command("system_reset")
+        if self._monitor is not None:
+            await self._monitor.command("system_reset")
 
     def insert(self, image: Path | None) -> None:
         """The disc of the virtual CD drive, from the next start on."""
@@ -138,7 +139,8 @@ class Machine:
         self._qemu = await self.lab.spawn(
             f"{self.spec.name}-qemu", tool("qemu-system-x86_64"), *self.arguments(device), *network, *tpm
         )
-        await self._connect(socket)
+        self._monitor = await connect(socket, self._qemu)
+        self._events = asyncio.create_task(self._follow(self._monitor, self._qemu))
 
     def arguments(self, device: Device) -> list[str]:
         """QEMU's arguments but for the network's other end."""
@@ -223,47 +225,18 @@ class Machine:
             await asyncio.wait([self._events])
             self._events = None
         if self._monitor is not None:
-            self._monitor[1].close()
+            self._monitor.close()
             self._monitor = None
         for process in (self._qemu, self._cable):
             if process is not None and process.code is None:
                 await process.kill()
         self._qemu = self._cable = None
 
-    # --- QEMU's monitor ---------------------------------------------------------------------------------------------
+    # --- a reboot from inside ---------------------------------------------------------------------------------------
 
-    async def _connect(self, socket: Path) -> None:
-        qemu = self._qemu
-        assert qemu is not None
-        async with asyncio.timeout(60):
-            while True:
-                assert qemu.code is None, f"QEMU ended: {qemu.log.read_text()[-2000:]}"
-                try:
-                    reader, writer = await asyncio.open_unix_connection(socket)
-                    break
-                except OSError:
-                    await asyncio.sleep(0.02)
-            await reader.readline()
-        self._monitor = (reader, writer)
-        await self._command("qmp_capabilities")
-        self._events = asyncio.create_task(self._follow(reader, qemu))
-
-    async def _command(self, name: str) -> None:
-        """Fire a command; its answer passes among the events."""
-        if self._monitor is None:
-            return
-        writer = self._monitor[1]
-        writer.write(json.dumps({"execute": name}).encode() + b"\n")
-        with contextlib.suppress(OSError):
-            await writer.drain()
-
-    async def _follow(self, reader: asyncio.StreamReader, qemu: Process) -> None:
+    async def _follow(self, monitor: Monitor, qemu: Process) -> None:
         """Until QEMU ends; when the guest rebooted itself, start again with the usual boot order."""
-        with contextlib.suppress(OSError):
-            while line := await reader.readline():
-                said = json.loads(line)
-                if said.get("event") == "SHUTDOWN" and said["data"].get("reason") in _REBOOTS:
-                    self._restarts = True
+        self._restarts = await monitor.rebooted()
         await qemu.ended()
         if self._restarts:
             asyncio.get_running_loop().call_soon(self._again)

@@ -12,23 +12,19 @@ import json
 import os
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from fleetd.store import secrets as sealed
 from fleetd.store.database import open_database
 from tests.e2e import bmc
+from tests.e2e.builds import ROOT, deploy_files, system_image
 from tests.e2e.lab import BRIDGE, GATEWAY, Lab, Process, tool
 from tests.e2e.machine import Drive, Machine, Spec
 from tests.e2e.progress import STAGES, Progress
 
-ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).parent
-BUILD = ROOT / "build"
 BIN = Path(sys.executable).parent
 URL = f"http://{GATEWAY}:8680"
 IMAGE = "e2e-os"
@@ -50,44 +46,6 @@ B = Spec(
     serial="LABB0001",
     uuid="5f3a1c70-8d42-4b6e-9a17-c0ffee00b001",
 )
-
-
-def _inputs(*folders: Path) -> str:
-    """A name for what is built from these sources and this machine's package lists."""
-    digest = hashlib.sha256()
-    for path in sorted(path for folder in folders for path in folder.rglob("*")):
-        if path.is_file() and "__pycache__" not in path.parts:
-            digest.update(str(path.relative_to(ROOT)).encode() + b"\0" + path.read_bytes())
-    for path in sorted(Path("/var/lib/apt/lists").glob("*Packages*")):
-        digest.update(f"{path.name} {path.stat().st_size}".encode())
-    return digest.hexdigest()[:16]
-
-
-def deploy_files() -> Path:
-    """The folder of the deploy environment, built unless it was from these very sources."""
-    if ready := os.environ.get("FLEETD_E2E_DEPLOY"):
-        return Path(ready).resolve()
-    folder = BUILD / f"e2e-deploy-{_inputs(ROOT / 'deploy')}"
-    if not (folder / "manifest.json").exists():
-        part = folder.with_name(folder.name + ".part")
-        shutil.rmtree(part, ignore_errors=True)
-        _build("deploy.build", "--flavour", "mini", "--out", str(part), "--cache", str(BUILD / "packages"))
-        part.rename(folder)
-    return folder
-
-
-def system_image() -> Path:
-    """The packed image of the small system that is installed, built unless it was."""
-    folder = Path(os.environ.get("FLEETD_E2E_OS", BUILD / "e2e-os"))
-    said = _build("tests.e2e.osimage", str(folder))
-    return Path(said.split()[-1]).with_suffix(".raw.zst").resolve()
-
-
-def _build(*module: str) -> str:
-    done = subprocess.run([sys.executable, "-m", *module], cwd=ROOT, capture_output=True, text=True, check=False)
-    if done.returncode:
-        pytest.fail(f"{' '.join(module)} failed:\n{done.stdout[-3000:]}{done.stderr[-3000:]}")
-    return done.stdout
 
 
 class Site:

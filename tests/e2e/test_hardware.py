@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-import os
 import random
 import subprocess
 import sys
@@ -17,11 +16,11 @@ from pathlib import Path
 import pytest
 
 from fleetd.probe.build import build
+from tests.e2e.builds import deploy_files
 from tests.e2e.lab import tool
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
-DEPLOY = Path(os.environ.get("FLEETD_E2E_DEPLOY", "build/deploy"))
 OVMF = Path("/usr/share/OVMF")
 MB = 1 << 20
 NONCE = "n" * 43
@@ -62,9 +61,7 @@ def initrd(tmp_path):
         "host.pyz": (0o100644, build("host").data),
         "nonce": (0o100600, NONCE.encode()),
     }
-    if not (DEPLOY / "initrd").exists():
-        pytest.fail(f"no deploy environment in {DEPLOY}: make deploy-image")
-    base = (DEPLOY / "initrd").read_bytes()
+    base = (deploy_files() / "initrd").read_bytes()
     path = tmp_path / "initrd"
     path.write_bytes(base + bytes(-len(base) % 512) + cpio(files))
     return path
@@ -97,7 +94,14 @@ async def run(tmp_path, initrd, chip):
         *("-display", "none", "-serial", "stdio", "-no-reboot", "-nic", "none", "-smbios", "type=1,serial=HOST-1"),
         *("-drive", f"if=pflash,unit=0,format=raw,readonly=on,file={OVMF}/OVMF_CODE_4M.fd"),
         *("-drive", f"if=pflash,unit=1,format=raw,file={tmp_path}/vars.fd"),
-        *("-kernel", str(DEPLOY / "vmlinuz"), "-initrd", str(initrd), "-append", "console=ttyS0 quiet panic=-1"),
+        *(
+            "-kernel",
+            str(deploy_files() / "vmlinuz"),
+            "-initrd",
+            str(initrd),
+            "-append",
+            "console=ttyS0 quiet panic=-1",
+        ),
         *("-chardev", f"socket,id=tpm,path={chip}", "-tpmdev", "emulator,id=tpm0,chardev=tpm"),
         *("-device", "tpm-tis,tpmdev=tpm0"),
         *(word for name in SIZES for word in drive(name)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import secrets
 import shutil
@@ -13,10 +14,11 @@ from pathlib import Path
 import pytest
 import pytest_asyncio
 
+from tests.e2e.builds import BUILD
 from tests.e2e.lab import lab, tool
 from tests.e2e.machine import Drive, Machine
 from tests.e2e.progress import STAGES
-from tests.e2e.site import BUILD, IMAGE, Site, allocated, holds, sha256
+from tests.e2e.site import IMAGE, LOGINS, Site, allocated, holds, sha256
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow, pytest.mark.asyncio(loop_scope="module")]
 
@@ -38,7 +40,7 @@ async def site(request: pytest.FixtureRequest) -> AsyncIterator[Site]:
             finally:
                 await made.stop()
     finally:
-        if request.session.testsfailed > before or made is None or not made.done:
+        if request.session.testsfailed > before or made is None or not made.done or os.environ.get("KEEP"):
             print(f"\nlogs are kept: {folder}")  # noqa: T201
         else:
             shutil.rmtree(folder)
@@ -74,7 +76,34 @@ async def test_registered_to_available(site: Site) -> None:
     assert re.search(rb"tftp://\S+/undionly.kpxe\.+ ok", site.b.console.read_bytes())
     assert site.a.starts == ["network", "disk"]
     assert site.b.starts == ["network", "network", "disk"], "after the cut it was booted and written anew"
+    await factory_logins_are_void(site)
     site.done.add("available")
+
+
+async def factory_logins_are_void(site: Site) -> None:
+    """Asked by other people's tools."""
+    user, word = LOGINS["lab-ipmi"]
+    ipmitool = (
+        tool("ipmitool"),
+        "-I",
+        "lanplus",
+        "-C",
+        "3",
+        "-H",
+        "10.77.0.11",
+        "-U",
+        user,
+        "-P",
+        word,
+        "power",
+        "status",
+    )
+    code, said = await site.lab.run(*ipmitool, timeout=60)
+    assert code != 0, said
+    user, word = LOGINS["lab-redfish"]
+    curl = (tool("curl"), "-sk", "-u", f"{user}:{word}", "-o", "/dev/null", "-w", "%{http_code}")
+    code, said = await site.lab.run(*curl, "https://10.77.0.12/redfish/v1/Systems", timeout=60)
+    assert (code, said) == (0, "401")
 
 
 # --- leased ----------------------------------------------------------------------------------------------------------
@@ -135,7 +164,27 @@ async def test_leased_with_a_key_that_works(site: Site, tenant: Tenant) -> None:
             code, said = await site.ssh(machine, fleetd_key[machine], "true")
             assert code == 255, "fleetd's own key opens nothing of a tenant's"
             await write_marker(site, machine, tenant)
+    with STAGES.stage("the tenant reboots, network first"):
+        await asyncio.gather(*(reboot_by_network(site, machine, tenant) for machine in (site.a, site.b)))
     site.done.add("leased")
+
+
+async def reboot_by_network(site: Site, machine: Machine, tenant: Tenant) -> None:
+    """The boot service sends a host that nobody armed to its own disk, and never into the deploy environment."""
+    before = machine.console.stat().st_size
+    asked = machine.console.read_bytes().count(b"start.ipxe")
+    machine.boot = "network"
+    await machine.reset()
+
+    def up() -> bool:
+        return re.search(rb"fleetd-os \S+ up ", machine.console.read_bytes()[before:]) is not None
+
+    await site.progress.until(up, f"{machine.spec.name} is up again", pause=0.5)
+    said = machine.console.read_bytes()
+    assert said.count(b"start.ipxe") > asked, "it did ask the network first"
+    assert b"fleetd-deploy" not in said[before:]
+    code, text = await site.ssh(machine, tenant.key, "head -c 100 /root/secret")
+    assert (code, text[:20]) == (0, tenant.marker.decode()[:20])
 
 
 async def write_marker(site: Site, machine: Machine, tenant: Tenant) -> None:
@@ -208,12 +257,15 @@ async def foreign_drive(site: Site, tenant: Tenant) -> None:
     why = await site.ctl("host", "why", site.a.spec.name)
     assert "storage.foreign" in why, why
     assert foreign.serial in why
-    await site.ctl("host", "power", site.a.spec.name, "off", "--yes", expect=(0, 2, 6))
+    refused = re.findall(r'"code": "storage.foreign"', (site.folder / "events.log").read_text())
+    assert len(refused) >= 2, "by the write and by the wipe"
     await site.a.off()
     assert await asyncio.to_thread(sha256, foreign.path) == before
     assert foreign.path.stat().st_mtime_ns == stamp
     assert await asyncio.to_thread(sha256, site.a.drives[0].path) == own, "its own drive was not touched either"
     site.a.drives.pop()
+    await site.ctl("host", "release", site.a.spec.name)  # the remedy: the drive was taken out
+    await site.long("wait", site.a.spec.name, "--for", "state=available", "--fail-fast")
 
 
 async def damaged_image(site: Site, tenant: Tenant) -> None:
@@ -232,7 +284,11 @@ async def damaged_image(site: Site, tenant: Tenant) -> None:
         *("lease", "create", "--tenant", "acme", "--ends", "1d", "--sku", "qemu.q35-bios", "--image", "damaged"),
         *("--ssh-key", f"{tenant.key}.pub"),
     )
-    await site.progress.watch(_until_not(site, site.b, "available"), "B is claimed")
+    await site.progress.until(lambda: len(site.b.starts) >= count + 2, "B is started to be reclaimed")
+    drive = site.b.drives[0]
+    for at in (0, drive.size - MIB):
+        assert not any(read(drive, at, MIB)), "a drive with half an image must boot nothing"
+    assert allocated(drive) > MIB, "the image was on its way"
     await site.long("wait", site.b.spec.name, "--for", "state=available", "--fail-fast")
     history = await site.ctl("host", "history", site.b.spec.name, "--limit", "200")
     assert "image." in history, history
@@ -241,6 +297,7 @@ async def damaged_image(site: Site, tenant: Tenant) -> None:
     assert code == 255
 
 
-async def _until_not(site: Site, machine: Machine, state: str) -> None:
-    while await site.state(machine) == state:
-        await asyncio.sleep(1)
+def read(drive: Drive, at: int, length: int) -> bytes:
+    with drive.path.open("rb") as file:
+        file.seek(at)
+        return file.read(length)

@@ -77,14 +77,14 @@ def main(tap_name: str, own: str, peer: str) -> None:
     qemu.bind(own)
     cable = Cable()
     while True:
-        ready, _, _ = select.select((tap, qemu), (), ())
+        ready, _, _ = select.select([tap, qemu.fileno()], [], [])
         if tap in ready:
             frame = os.read(tap, _FRAME)
             try:
                 qemu.sendto(frame, peer)
             except (FileNotFoundError, ConnectionRefusedError):
                 continue  # the machine is not there yet: nobody is plugged in
-        if qemu in ready:
+        if qemu.fileno() in ready:
             os.write(tap, cable.outward(qemu.recv(_FRAME)))
 
 
