@@ -40,7 +40,7 @@ test-peers: $(STAMP) $(PEERS)/.installed ## tests against programs nobody here w
 
 e2e: $(STAMP) $(PEERS)/.installed ## two QEMU machines from registered to leased and back, nothing simulated (root, Debian)
 	requirements/apt-install requirements/peers.apt requirements/e2e.apt
-	$(BIN)/python -m pytest -q -s -m e2e tests/e2e
+	$(BIN)/python -m pytest -q -s -m e2e tests/e2e tests/deploy
 
 lint: $(STAMP) ## ruff, mypy --strict, and the contracts of the rooms
 	$(BIN)/ruff check .

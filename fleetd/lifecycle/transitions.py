@@ -54,7 +54,7 @@ TABLE: dict[State, Row] = {
     S.DELIVERING: Row(
         "claimed; proven quickly again, the tenant's image and keys are written",
         _to(S.LEASED, S.RECLAIMING),
-        3600.0,
+        3 * 3600.0,
         S.RECLAIMING,
     ),
     S.LEASED: Row("a tenant's; fleetd only watches", _to(S.RECLAIMING)),

@@ -33,7 +33,7 @@ class WriteImage(OnDeploy):
     name = "write-image"
     version = 2
     summary = "write an image to the system drive, seed it, read it back"
-    seconds = 3600.0
+    seconds = 2 * 3600.0  # up to 50 minutes of them in the queue of a full boot service
     command = "write-image"
     touches = True
     needs = frozenset({"managed", "deploy"})
