@@ -64,6 +64,7 @@ class Machine:
         self.tap = lab.tap(f"tap-{spec.name}"[:15])
         self.boot: Device = "none"
         self.media: Path | None = None
+        self.http = False  # UEFI: the firmware boots by HTTP, and not by PXE
         self.starts: list[Device] = []  # the boot device of every start, `none` for the usual order
         self._qemu: Process | None = None
         self._cable: Process | None = None
@@ -173,6 +174,9 @@ class Machine:
         if spec.firmware == "uefi":
             text += ["-drive", f"if=pflash,unit=0,format=raw,readonly=on,file={CODE}"]
             text += ["-drive", f"if=pflash,unit=1,format=raw,file={self.folder / 'vars.fd'}"]
+            if self.http:
+                for version in ("4", "6"):
+                    text += ["-fw_cfg", f"name=opt/org.tianocore/IPv{version}PXESupport,string=n"]
         for n, drive in enumerate(self.drives):
             options = "if=none,format=raw,cache=unsafe,discard=unmap,detect-zeroes=unmap"
             index = f",bootindex={order['disk']}" if n == 0 else ""

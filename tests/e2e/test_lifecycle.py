@@ -204,8 +204,10 @@ async def write_marker(site: Site, machine: Machine, tenant: Tenant) -> None:
 
 
 async def test_reclaimed_with_an_erase_that_holds(site: Site, tenant: Tenant) -> None:
-    """Released, wiped, proven again; B boots once from virtual media, because its SKU says so now."""
+    """Released, wiped, proven again; A boots by UEFI HTTP, B once from virtual media, because its SKU says so now."""
     after(site, "leased")
+    site.a.http = True
+    said = len(site.a.console.read_bytes())
     sku = site.folder / "inventory/skus/qemu.q35-bios.yaml"
     sku.write_text(sku.read_text() + "boot_via: virtual-media\n")
     await site.ctl("inventory", "apply", "inventory", "--yes")
@@ -220,6 +222,9 @@ async def test_reclaimed_with_an_erase_that_holds(site: Site, tenant: Tenant) ->
             assert not await asyncio.to_thread(holds, machine.drives[0], tenant.marker), machine.spec.name
     (site.folder / "lie").unlink()
     assert "lied" in (site.folder / "mirror.log").read_text()  # and B took the image from the next server
+    assert re.search(rb"HTTP Boot over IPv4.*/boot/snponly.efi", site.a.console.read_bytes()[said:], re.DOTALL)
+    site.a.http = False
+    assert "hello" in await site.ctl("boot", "doctor", site.a.spec.name)
     assert site.b.starts[-2:] == ["cd", "disk"]
     assert site.b.media is None, "the disc was taken out again"
     for machine in (site.a, site.b):

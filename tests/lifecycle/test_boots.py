@@ -199,6 +199,19 @@ async def test_a_second_phone_home_with_another_key_contests_the_boot() -> None:
         assert "another key" in await r.boots.contested(r.host)
 
 
+async def test_a_system_on_disk_phones_home_after_every_start_and_nothing_is_made_of_it() -> None:
+    """Its token stays on the disk; a tenant who restarts the host is no second machine, one with another key is."""
+    async with rig() as r:
+        boot = await r.boots.arm(r.host, "disk", intent="i", seconds=600, token="t" * 43, keys=("", ""), host_key=KEY)
+        for boot_id in ("b-1", "b-2", "b-3"):
+            await r.boots.hello("t" * 43, r.hello(environment="disk", boot_id=boot_id), source=WHERE)
+        assert (await rows.get(r.fleet.db, boot.id)).boot_id == "b-1", "the first start is the one that was waited for"
+        assert (await r.boots.contested(r.host), await r.denials()) == ("", [])
+        stranger = r.hello(environment="disk", boot_id="b-4", host_key=KEY.replace("AIE", "AIF"))
+        with pytest.raises(Denied):
+            await r.boots.hello("t" * 43, stranger, source=ELSEWHERE)
+
+
 @pytest.mark.parametrize(
     "asked", [{"source": WHERE}, {"serial": "OTHER"}, {"uuid": "00000000-0000-0000-0000-000000000001"}]
 )

@@ -177,7 +177,7 @@ async def test_every_firmware_gets_what_it_boots_and_the_desk_hears_of_it(networ
             (9, "pxe", "snponly.efi"),
             (0, "ipxe", f"{URL}/boot/start.ipxe"),
             (7, "ipxe", f"{URL}/boot/start.ipxe"),
-            (16, "http", f"{URL}/boot/ipxe.efi"),
+            (16, "http", f"{URL}/boot/snponly.efi"),
             (0, "plain", ""),
         ):
             answer = await network.dhcp(KNOWN, arch, kind)
@@ -195,8 +195,8 @@ async def test_every_firmware_gets_what_it_boots_and_the_desk_hears_of_it(networ
         for name in ("vmlinuz", "../hosts", "../../boot.yaml", "/etc/passwd"):
             code, body = await network.machine("curl", "-s", "--max-time", "10", "--path-as-is", f"tftp://{US}/{name}")
             assert (code != 0, body) == (True, b""), name
-        code, body = await network.machine("curl", "-sf", "--max-time", "30", f"{URL}/boot/ipxe.efi")
-        assert body == Path("/usr/lib/ipxe/ipxe.efi").read_bytes()
+        code, body = await network.machine("curl", "-sf", "--max-time", "30", f"{URL}/boot/snponly.efi")
+        assert body == Path("/usr/lib/ipxe/snponly.efi").read_bytes()
         async with asyncio.timeout(10):
             while "http" not in {s.stage for s in desk.sightings}:
                 await asyncio.sleep(0.05)

@@ -6,7 +6,7 @@ HTTP, all bounded to 64 KiB:
   environment with ``fleetd.url=<base>`` and ``fleetd.token=<token>`` on the kernel's command line.
 * ``GET /deploy/authorized_keys`` with ``Authorization: Bearer <token>`` -> 200 text, one public key line; 403 otherwise.
 * ``POST /deploy/hello`` with the bearer token and a Hello as JSON -> 204; 403 (unknown, used, expired token), 422.
-* ``GET /deploy/vmlinuz``, ``/deploy/initrd``, ``/deploy/deploy.iso``, ``/boot/ipxe.efi``: files, the same for everybody,
+* ``GET /deploy/vmlinuz``, ``/deploy/initrd``, ``/deploy/deploy.iso``, ``/boot/snponly.efi``, ``/boot/ipxe.efi``: files, the same for everybody,
   nothing secret in them; HEAD and Range.
 * ``GET /images/<sha256>?ticket=<ticket>`` -> the image file by sendfile; HEAD and Range; 403 without a ticket of an open
   boot for this very image; 503 with Retry-After while the server or the rack is full (the place in the queue is kept).

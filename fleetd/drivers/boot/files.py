@@ -35,6 +35,7 @@ SERVED: Final = {
     "/deploy/initrd": Served("initrd", "initrd"),
     "/deploy/deploy.iso": Served(ISO, "iso"),
     "/boot/ipxe.efi": Served("ipxe.efi", "http"),
+    "/boot/snponly.efi": Served("snponly.efi", "http"),
 }
 
 

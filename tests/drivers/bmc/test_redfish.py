@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 
 import msgspec
 import pytest
+from aiohttp import web
 
 from fleetd.drivers.bmc.capabilities import Bmc, BmcTarget
 from fleetd.drivers.bmc.redfish import RedfishDriver
@@ -13,7 +15,7 @@ from fleetd.kit.errors import AuthFailed, Busy, Lied, PinMismatch, Unreachable, 
 from fleetd.model.bmc import Login
 from fleetd.model.power import BootDevice, PowerState, PowerVerb
 from fleetd.sim.redfish_profiles import PROFILES
-from tests.redfish_rig import PASSWORD, fault, rig, sim_host
+from tests.redfish_rig import PASSWORD, USER, fault, rig, served, sim_host
 
 BEHAVIOURS = ("dell", "supermicro", "openbmc")
 
@@ -175,6 +177,22 @@ async def test_a_full_session_table_falls_back_to_basic(behaviour):
         assert await bmc.power_state(timeout=2) is PowerState.ON, "Basic goes on with the new password"
         await bmc.close()
         assert len(state.sessions) == state.profile.sessions
+
+
+async def test_a_service_without_sessions_that_asks_for_the_login_first():
+    """As sushy-emulator: no SessionService, and 401 to whoever asks for one without a password."""
+    right = "Basic " + base64.b64encode(f"{USER}:{PASSWORD}".encode()).decode()
+
+    async def handle(request: web.BaseRequest) -> web.StreamResponse:
+        if request.path.rstrip("/") == "/redfish/v1":
+            return web.json_response({"Systems": {"@odata.id": "/redfish/v1/Systems"}})
+        good = request.headers.get("Authorization") == right
+        return web.json_response({"Members": []}, status=200 if good else 401)
+
+    async with served(handle) as (driver, target):
+        await (await driver.open(target, timeout=5)).close()
+        with pytest.raises(AuthFailed):
+            await driver.open(msgspec.structs.replace(target, login=Login(USER, "wrong")), timeout=5)
 
 
 async def test_a_lost_token_is_renewed_once_for_all_calls():

@@ -25,7 +25,7 @@ def test_every_firmware_gets_its_loader_and_every_ipxe_its_script():
     text = lines()
     assert "dhcp-boot=tag:bios,tag:!ipxe,undionly.kpxe,,10.77.0.1" in text
     assert "dhcp-boot=tag:efi,tag:!ipxe,snponly.efi,,10.77.0.1" in text
-    assert f"dhcp-boot=tag:efihttp,tag:httpclient,tag:!ipxe,{URL}/boot/ipxe.efi" in text
+    assert f"dhcp-boot=tag:efihttp,tag:httpclient,tag:!ipxe,{URL}/boot/snponly.efi" in text
     assert f"dhcp-boot=tag:ipxe,{start_url(URL)},,10.77.0.1" in text
     assert "dhcp-ignore=tag:!fleet" in text
     assert "port=0" in text, "no DNS"
