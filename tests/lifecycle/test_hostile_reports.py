@@ -63,7 +63,7 @@ async def test_zeros_without_a_pattern_before_are_no_proof(said):
 # --- whose drives these are ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["wipe", "write-image"])
+@pytest.mark.parametrize("name", ["wipe", "snapshot", "write-image"])
 async def test_any_kind_of_drive_is_known_as_another_hosts_before_that_one_was_ever_proven(name):
     """A host whose first wipe failed: its drives are in no probe's report, and SATA drives never are."""
     async with bench() as b:

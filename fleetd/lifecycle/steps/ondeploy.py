@@ -124,7 +124,7 @@ class OnDeploy(Step):
 
     Class fields beside those of Step:
         command: of the host-side program.
-        touches: it writes to the drives it names, so every one of them must be this host's.
+        touches: it writes to the drives it names, or vouches for them, so every one of them must be this host's.
     """
 
     destructive = True

@@ -50,6 +50,7 @@ class Snapshot(_Inspect):
     summary = (
         "read firmware, board, drives, NICs, PCI, EFI keys and TPM, and keep them for the comparison after the lease"
     )
+    touches = True  # a picture with another host's drive in it would later call its absence a change
     needs = frozenset({"managed", "deploy"})
     gives = frozenset({"snapshot"})
 
