@@ -218,8 +218,10 @@ class Boots:
     async def hello(self, token: str, hello: Hello, *, source: str) -> None:
         boot, host = await self._of_token(token, source, "hello")
         if boot.met is not None:
-            if boot.host_key == hello.host_key and (boot.boot_id == hello.boot_id or boot.environment == "disk"):
-                return  # the same boot repeats itself: its answer got lost; or the system on the disk was started again
+            # The same boot repeats itself: its answer got lost. Or the system on the disk was started again, where it was.
+            restarted = boot.environment == "disk" and boot.source == source
+            if boot.host_key == hello.host_key and (boot.boot_id == hello.boot_id or restarted):
+                return
             if not self._mismatch(host, boot, hello):
                 await self._contest(host, boot, source, "phoned home as it, with another key")
             await self._deny(host, source, "the token of this boot was used already")
