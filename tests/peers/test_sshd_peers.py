@@ -156,6 +156,9 @@ async def test_the_probe_runs_on_a_plain_host(tmp_path):
             assert not list(pushed(app)[0].parent.glob(f"*{app.digest}.pyz.*")), "a part was left behind"
 
 
+KEY = new_key_pair("host")
+
+
 async def test_a_host_that_fleetd_did_not_boot_refuses_and_is_not_touched(tmp_path):
     app = zipapp("host")
     with tidy(app):
@@ -175,17 +178,26 @@ async def test_a_host_that_fleetd_did_not_boot_refuses_and_is_not_touched(tmp_pa
                 "nonce": "n" * 43,
                 "host_serial": status["host_serial"] or "SERIAL",
                 "drives": [{"serial": d["serial"]} for d in status["drives"]] or [{"serial": "D0"}],
-                "image": {"name": "ubuntu"},
+                "image": {
+                    "name": "ubuntu",
+                    "format": "raw.gz",
+                    "bytes": 1024,
+                    "sha256": "0" * 64,
+                    "raw_bytes": 1 << 20,
+                    "raw_sha256": "1" * 64,
+                    "urls": ["http://127.0.0.1:1/image"],
+                },
                 "seed": {
                     "hostname": "h",
-                    "authorized_keys": [],
-                    "host_key_private": "x",
-                    "host_key_public": "x",
+                    "instance_id": "i-1",
+                    "authorized_keys": [KEY[1]],
+                    "host_key_private": KEY[0],
+                    "host_key_public": KEY[1],
                     "phone_home_url": "http://127.0.0.1:1",
-                    "phone_home_token": "t",
+                    "phone_home_token": "t" * 40,
                 },
             }
-            for command in ("wipe", "write-image"):
+            for command in ("wipe", "write-image", "clear-tpm", "boot-order", "inspect"):
                 with pytest.raises(Refused, match="not-deploy"):
                     await ask(command, order)
             assert journalled() == before
