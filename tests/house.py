@@ -17,7 +17,8 @@ from prometheus_client import CollectorRegistry
 
 from fleetd.api import server
 from fleetd.api.app import build_app
-from fleetd.api.auth import SocketPolicy, new_token, token_hash
+from fleetd.api.auth import new_token, token_hash
+from fleetd.api.peers import SocketPolicy
 from fleetd.drivers.bmc.capabilities import Bmc
 from fleetd.drivers.image.files import ImageFiles
 from fleetd.kit.clock import SystemClock, rfc3339

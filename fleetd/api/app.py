@@ -18,9 +18,10 @@ from fleetd import __version__
 from fleetd.api import metrics, problems
 from fleetd.api.asgi import ASGIApp, Message, Receive, Scope, Send, is_http
 from fleetd.api.audit import Audit
-from fleetd.api.auth import Gatekeeper, SocketPolicy
+from fleetd.api.auth import Gatekeeper
 from fleetd.api.bounds import Bounds
 from fleetd.api.idempotency import Idempotency
+from fleetd.api.peers import SocketPolicy
 from fleetd.api.resources import (
     boots,
     brakes,

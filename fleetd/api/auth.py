@@ -1,23 +1,17 @@
-"""Who calls, and what they may do: peer credentials on the unix socket, bearer tokens everywhere."""
+"""Who calls, and what they may do: the process behind the unix socket, bearer tokens everywhere."""
 
 from __future__ import annotations
 
-import grp
 import hashlib
-import os
-import pwd
 import secrets
-import socket
-import struct
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
-import msgspec
 from litestar.connection import ASGIConnection
 from litestar.handlers.base import BaseRouteHandler
 from litestar.middleware import AbstractAuthenticationMiddleware, AuthenticationResult
 from litestar.types import Guard
 
+from fleetd.api.peers import principal_of_peer
 from fleetd.api.problems import unauthenticated
 from fleetd.api.state import desks
 from fleetd.kit.errors import Denied
@@ -26,65 +20,6 @@ from fleetd.store import access
 
 TOKEN_PREFIX = "flt_"
 PEER = "fleetd_peer"  # key of the connection's state, set by server.PeerProtocol and by nobody else
-_SO_PEERGROUPS = 59  # linux/socket.h; Python 3.11 has no name for it
-_MAX_GROUPS = 1024
-
-
-class Peer(NamedTuple):
-    """The process at the other end of a unix socket, as the kernel says."""
-
-    pid: int
-    uid: int
-    gids: frozenset[int]
-
-
-def peer_of(sock: Any) -> Peer | None:
-    """SO_PEERCRED and SO_PEERGROUPS of a connected unix socket; None for any other socket."""
-    if sock is None or sock.family != socket.AF_UNIX:
-        return None
-    pid, uid, gid = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-    try:
-        raw = sock.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, 4 * _MAX_GROUPS)
-    except OSError:  # more groups than fit: the primary one alone still counts
-        raw = b""
-    return Peer(pid, uid, frozenset({gid, *struct.unpack(f"{len(raw) // 4}I", raw)}))
-
-
-class SocketPolicy(msgspec.Struct, frozen=True, kw_only=True):
-    """What a caller on the unix socket may be. `groups` maps a group's name to a role; `others` None denies the rest."""
-
-    groups: Mapping[str, Role] = msgspec.field(default_factory=lambda: {"fleetd-ops": Role.OPERATOR})
-    others: Role | None = None
-
-
-def principal_of_peer(peer: Peer, policy: SocketPolicy) -> Principal:
-    """root and the daemon's own user are admin; then the strongest role of their groups; then `others`.
-
-    Raises:
-        Denied: the policy has nothing for them.
-    """
-    try:
-        user = pwd.getpwuid(peer.uid).pw_name
-    except KeyError:
-        user = f"uid:{peer.uid}"
-    if peer.uid in (0, os.geteuid()):
-        return Principal(name=user, role=Role.ADMIN)
-    best = policy.others
-    for name, role in policy.groups.items():
-        try:
-            group = grp.getgrnam(name)
-        except KeyError:
-            continue
-        if (group.gr_gid in peer.gids or user in group.gr_mem) and (best is None or role.covers(best)):
-            best = role
-    if best is None:
-        names = ", ".join(sorted(policy.groups)) or "an admitted group"
-        raise Denied(
-            f"{user} may not use this socket",
-            why=f"not in {names}",
-            remedy=f"sudo usermod -aG {names.split(',')[0]} {user}",
-        )
-    return Principal(name=user, role=best)
 
 
 def token_hash(text: str) -> str:

@@ -16,8 +16,9 @@ import uvicorn
 from litestar import Litestar
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from fleetd.api.auth import PEER, peer_of
+from fleetd.api.auth import PEER
 from fleetd.kit.errors import Conflict, Invalid, NotFound, Refused
+from fleetd.kit.peer import peer_of
 
 UNIX_MODE = 0o660
 HEAD_SECONDS = 20.0

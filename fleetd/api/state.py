@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from litestar.connection import ASGIConnection
 from prometheus_client import CollectorRegistry
 
-if TYPE_CHECKING:
-    from fleetd.api.auth import SocketPolicy
-    from fleetd.lifecycle.services import Services
+from fleetd.api.peers import SocketPolicy
+from fleetd.lifecycle.services import Services
 
 
 class Desks:

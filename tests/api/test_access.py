@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from fleetd.api.auth import Peer, SocketPolicy, new_token, peer_of, principal_of_peer, token_hash
+from fleetd.api.auth import new_token, token_hash
+from fleetd.api.peers import SocketPolicy, principal_of_peer
 from fleetd.kit.errors import Denied
+from fleetd.kit.peer import Peer, peer_of
 from fleetd.model.access import Role, Token
 from fleetd.store import access
 from tests.house import House, house

@@ -3,33 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
-from collections import Counter
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import msgspec
 import pytest
-from hypothesis import HealthCheck, example, given, settings
-from hypothesis import strategies as st
 
 from fleetd.kit.clock import SystemClock, parse_rfc3339, rfc3339
-from fleetd.kit.errors import Conflict, Denied, FleetError, Invalid, NotFound, Refused
+from fleetd.kit.errors import Conflict, FleetError, Invalid, Refused
 from fleetd.lifecycle.brakes import Limits
-from fleetd.lifecycle.leaserequest import MAX_KEYS, MAX_USER_DATA, check_key, check_request
-from fleetd.model.access import Principal, Role
 from fleetd.model.check import Finding
 from fleetd.model.host import Alert, Classification, State
-from fleetd.model.lease import Lease, LeaseRequest, LeaseState
+from fleetd.model.lease import Lease, LeaseState
 from fleetd.model.power import PowerVerb
 from fleetd.model.run import RunHostState, RunState
-from fleetd.probe.host import order
 from fleetd.store import hosts as host_rows
-from fleetd.store import leases as lease_rows
 from fleetd.store import runs as run_rows
 from fleetd.store.database import open_database
-from tests.lifecycle.fleet import GB200, KEY, SAME_DOMAIN, SAME_RACK, START, WHO, Fleet, inventory, ledger
+from tests.lifecycle.fleet import GB200, SAME_DOMAIN, SAME_RACK, WHO, Fleet, inventory, ledger
 
 
 @pytest.fixture
@@ -409,200 +401,3 @@ async def test_reminders_come_once(fleet: Fleet) -> None:
     await again.leases.look(fleet.clock.go(60))
     reminders = await fleet.said("lease.reminder")
     assert [e.lease for e in reminders] == [lease.id] * 2
-
-
-@pytest.mark.parametrize(
-    ("change", "where"),
-    [
-        ({"count": 0}, "count"),
-        ({"count": 10_001}, "count"),
-        ({"tenant": "a/b"}, "tenant"),
-        ({"tenant": "acme\n"}, "tenant"),
-        ({"tenant": ""}, "tenant"),
-        ({"ends_at": "2020-01-01T00:00:00Z"}, "ends_at"),
-        ({"ends_at": "2099-01-01T00:00:00Z"}, "ends_at"),
-        ({"ends_at": "tomorrow"}, "ends_at"),
-        ({"ends_at": "2027-06-01T00:00:00"}, "ends_at"),
-        ({"image": "windows-95"}, "image"),
-        ({"user_data": "x" * 65_537}, "user_data"),
-        ({"user_data": "ö" * 40_000}, "user_data"),
-        ({"user_data": "a\0b"}, "user_data"),
-        ({"ssh_keys": (KEY,) * 65}, "ssh_keys"),
-        ({"ssh_keys": (KEY, f'command="rm" {KEY}')}, "ssh_keys[1]"),
-        ({"ssh_keys": (f"{KEY}\nssh-ed25519 AAAA",)}, "ssh_keys[0]"),
-        ({"ssh_keys": (KEY.replace("ssh-ed25519", "ssh-rsa"),)}, "ssh_keys[0]"),
-        ({"ssh_keys": ("ssh-dss AAAA",)}, "ssh_keys[0]"),
-        ({"ssh_keys": ("ssh-ed25519",)}, "ssh_keys[0]"),
-        ({"ssh_keys": ("ssh-ed25519 " + "A" * 9000,)}, "ssh_keys[0]"),
-        ({"ssh_keys": tuple(f"{KEY} {n} {'c' * 8000}" for n in range(64))}, "ssh_keys"),
-        ({"user_data": "#!" + "\x01" * 65_000}, "user_data"),
-        ({"user_data": "#!\ud800"}, "user_data"),
-    ],
-)
-async def test_a_bad_request_is_refused_by_field(fleet: Fleet, change: dict[str, object], where: str) -> None:
-    with pytest.raises(Invalid) as refused:
-        await fleet.claim(**{"count": 1} | change)  # type: ignore[arg-type]
-    assert refused.value.where == where
-    assert await fleet.leases.every() == []
-
-
-@settings(max_examples=30)
-@example(MAX_KEYS, 8000, 0, "x")
-@example(0, 0, MAX_USER_DATA, "\x01")
-@given(
-    st.integers(0, MAX_KEYS),
-    st.integers(0, 8000),
-    st.integers(0, MAX_USER_DATA),
-    st.sampled_from(["x", "\n", "\x01", "\x7f", "ö", "\u2028", "😀", "\\"]),
-)
-def test_whatever_is_accepted_fits_the_order_that_a_host_takes(keys: int, comment: int, length: int, unit: str) -> None:
-    key = f"{KEY.strip()} {'ö' * (comment // 2)}"
-    asked = LeaseRequest(
-        tenant="acme", sku="s", count=1, ends_at="2027-06-01T00:00:00Z", ssh_keys=(key,) * keys, user_data=unit * length
-    )
-    try:
-        check_request(asked, START, lambda name: True)
-    except Invalid:
-        return
-    digest = "0" * 64
-    told = {
-        "intent": "i" * 128, "nonce": digest, "host_serial": "s" * 128,
-        "drives": [{"serial": f"{n:0128}"} for n in range(64)],
-        "rule": "smallest",
-        "image": {
-            "name": "n" * 64, "format": "raw", "bytes": 512, "sha256": digest, "raw_bytes": 512, "raw_sha256": digest,
-            "urls": [f"http://10.0.0.{n}/{'p' * 300}/{digest}" for n in range(16)],
-        },
-        "seed": {
-            "hostname": "h" * 63, "instance_id": "i", "authorized_keys": asked.ssh_keys, "host_key_private": "k" * 4096,
-            "host_key_public": KEY.strip(), "phone_home_url": "http://10.0.0.1:8680", "phone_home_token": "t" * 43,
-            "user_data": asked.user_data, "network": "",
-        },
-    }  # fmt: skip
-    read = order.read("write-image", msgspec.json.encode(told))
-    assert read.seed is not None
-    assert read.seed.authorized_keys == asked.ssh_keys
-    assert read.seed.user_data == asked.user_data
-
-
-@given(st.text(max_size=300) | st.text(max_size=80).map(lambda tail: "ssh-ed25519 " + tail))
-def test_a_key_is_one_printable_line_of_a_known_type_or_refused(text: str) -> None:
-    try:
-        check_key(text, "ssh_keys[0]")
-    except Invalid:
-        return
-    assert text.isprintable()
-    assert "\n" not in text
-
-
-async def test_sku_site_and_tenant_are_checked(fleet: Fleet) -> None:
-    with pytest.raises(NotFound, match="no SKU"):
-        await fleet.claim(1, sku="acme.toaster")
-    with pytest.raises(NotFound, match="no site"):
-        await fleet.claim(1, site="mars")
-    other = Principal(name="t", role=Role.TENANT, tenant="umbrella")
-    with pytest.raises(Denied):
-        await fleet.leases.create(fleet.asks(1), who=other)
-    lease = await fleet.claim(1)
-    for call in (fleet.leases.release(lease.id, who=other), fleet.leases.extend(lease.id, lease.ends + 9, who=other)):
-        with pytest.raises(Denied):
-            await call
-
-
-MOVES = st.lists(
-    st.tuples(
-        st.sampled_from(["claim", "claim", "hand-over", "hand-over", "fail", "release", "reclaim", "hours", "break"]),
-        st.integers(1, 5),
-    ),
-    min_size=20,
-    max_size=60,
-)
-REACHED: Counter[str] = Counter()
-
-
-@settings(max_examples=30, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
-@given(MOVES)
-@pytest.mark.slow
-def test_no_host_is_ever_in_two_live_leases(moves: list[tuple[str, int]]) -> None:
-    """Whatever is claimed, handed over, broken, released, expired and reclaimed in whatever order."""
-    asyncio.run(_play(moves))
-
-
-@pytest.mark.slow
-def test_the_property_above_reached_every_corner() -> None:
-    """A property that never hands over proves nothing."""
-    if not REACHED:
-        test_no_host_is_ever_in_two_live_leases()
-    assert set(REACHED) == {"claim", "hand-over", "fail", "release", "reclaim", "hours", "break"}
-    assert min(REACHED.values()) >= 10, REACHED
-
-
-async def _play(moves: list[tuple[str, int]]) -> None:
-    async with ledger() as db:
-        fleet = Fleet(db, grace=7200.0)
-        await fleet.fill(inventory({"lou-a01": 3, "lou-a02": 3}))
-        for move, n in moves:
-            with contextlib.suppress(Conflict, Refused):  # the desk may say no; what it left behind is looked at below
-                REACHED[move] += await _move(fleet, move, n)
-            await _check(fleet)
-
-
-async def _move(fleet: Fleet, move: str, n: int) -> bool:
-    """One move; False when no lease is in a state for it."""
-    if move == "claim":
-        await fleet.claim(n, days=n / 12)
-    elif move == "hours":
-        await fleet.leases.look(fleet.clock.go(n * 3600))
-    elif move == "break":
-        host = f"lou-a01-0{1 + n % 3}"
-        if (await fleet.named(host)).state is State.QUARANTINED:
-            await fleet.put(await fleet.named(host), state=State.AVAILABLE, certificate=f"c-{n}", expires=9e5)
-        else:
-            await fleet.hosts.quarantine(host, "broken", who=WHO)
-    else:
-        fits = {
-            "hand-over": (LeaseState.DELIVERING,),
-            "fail": (LeaseState.DELIVERING,),
-            "release": (LeaseState.DELIVERING, LeaseState.ACTIVE),
-            "reclaim": (LeaseState.ENDING, LeaseState.FAILED),
-        }[move]
-        leases = [lease for lease in await lease_rows.every(fleet.db, live=True) if lease.state in fits]
-        if not leases:
-            return False
-        lease = leases[n % len(leases)]
-        if move == "hand-over":
-            await fleet.hand_over(lease)
-        elif move == "fail":
-            one = lease.hosts[n % len(lease.hosts)]
-            await fleet.run_ends(lease.run or "", RunHostState.FAILED, lambda h: {"state": State.RECLAIMING}, only=one)
-        elif move == "release":
-            await fleet.leases.release(lease.id, who=WHO, wipe_now=n % 2 == 0)
-        else:
-            run = await run_rows.get(fleet.db, lease.run or "")
-            if run.playbook == "handover":  # what the engine does with the hosts of a cancelled run
-                aside = {"state": State.RECLAIMING}
-                await fleet.run_ends(run.id, RunHostState.HELD, lambda h: {} if h.state is State.LEASED else aside)
-            await fleet.leases.look(fleet.clock.go(1))
-            run = await run_rows.get(fleet.db, (await fleet.leases.get(lease.id)).run or "")
-            if run.playbook != "reclaim":
-                return False
-            await fleet.reclaim(lease)
-    return True
-
-
-async def _check(fleet: Fleet) -> None:
-    bound: dict[str, str] = {}
-    live = {lease.id: lease for lease in await lease_rows.every(fleet.db, live=True)}
-    for host in await host_rows.every(fleet.db):
-        leases = [lease.id for lease in live.values() if host.id in lease.hosts and host.lease == lease.id]
-        assert len(leases) <= 1
-        if host.state in (State.DELIVERING, State.LEASED, State.RECLAIMING):
-            assert host.lease in live, f"{host.name} is {host.state} under no lease"
-        if host.state is State.AVAILABLE and host.lease is None:
-            assert host.tenant_data != "possible"
-        if host.lease is not None:
-            bound[host.id] = host.lease
-            assert fleet.hosts.reasons(host, fleet.clock.wall()), "a bound host is never leaseable"
-    for lease in live.values():
-        if lease.state in (LeaseState.DELIVERING, LeaseState.ACTIVE):
-            assert all(bound.get(host) == lease.id for host in lease.hosts), "a running lease holds all of its hosts"

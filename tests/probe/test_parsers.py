@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fleetd.probe.report import kmsg, network, pci, storage, system
+from fleetd.probe.report import devices, kmsg, network, pci, storage, system
 from fleetd.probe.report.files import Table, Tree, attempt, text
 from fleetd.sim.firmware_tables import health_page, smbios
 from tests.host_rig import sample
@@ -106,8 +106,8 @@ def test_a_short_or_absurd_health_page():
 
 
 def test_the_nvme_command_has_the_size_of_the_kernels_structure():
-    assert storage._COMMAND.size == 72
-    assert storage.NVME_IOCTL_ADMIN_CMD >> 16 & 0x3FFF == 72
+    assert devices._COMMAND.size == 72
+    assert devices.NVME_IOCTL_ADMIN_CMD >> 16 & 0x3FFF == 72
 
 
 def test_namespaces_of_a_multipath_drive():
@@ -210,4 +210,4 @@ def test_a_tree_under_another_root_never_asks_a_device(tmp_path):
 def test_the_kernel_device_is_read_to_its_end_without_waiting(tmp_path):
     path = tmp_path / "kmsg"
     path.write_bytes(b"3,1,5,-;NVRM: Xid (PCI:0000:19:00): 48, pid=1\n SUBSYSTEM=pci\n")
-    assert kmsg.read_device(str(path), 10_000) == b"3,1,5,-;NVRM: Xid (PCI:0000:19:00): 48, pid=1\n"
+    assert devices.read_device(str(path), 10_000) == b"3,1,5,-;NVRM: Xid (PCI:0000:19:00): 48, pid=1\n"

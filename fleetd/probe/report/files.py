@@ -11,6 +11,8 @@ import posixpath
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol, TypeVar
 
+from .devices import get_health_page, read_device
+
 T = TypeVar("T")
 Reading = dict[str, Any]  # {"v": value} or {"absent": reason}
 LIMIT = 64 * 1024
@@ -64,15 +66,11 @@ class Tree:
     def kernel_log(self) -> bytes:
         if not self.real:
             return self.read("/dev/kmsg", LOG_LIMIT)
-        from .kmsg import read_device
-
         return read_device("/dev/kmsg", LOG_LIMIT)
 
     def smart(self, name: str) -> bytes:
         if not self.real:
             return self.read(f"/dev/{name}.smart", 512)
-        from .storage import get_health_page
-
         return get_health_page(f"/dev/{name}")
 
 

@@ -1,8 +1,7 @@
-"""The kernel log: Xids of this boot. /dev/kmsg is read without blocking, and never more than a bounded amount."""
+"""The kernel log: Xids of this boot."""
 
 from __future__ import annotations
 
-import os
 import re
 
 from .files import Files, Reading, attempt
@@ -10,33 +9,6 @@ from .files import Files, Reading, attempt
 MOST = 1000  # Xids reported: the first and the last half of a flood
 _RECORD = re.compile(rb"\d{1,6},\d{1,20},(\d{1,20}),[^;]{0,200};(.*)")
 _XID = re.compile(rb"NVRM: Xid \(PCI:([0-9a-fA-F:.]{4,20})\): (\d{1,5}),")
-
-
-def read_device(path: str, limit: int) -> bytes:
-    """All records that stand in the ring buffer now, newest kept when they exceed `limit` bytes. Raises OSError."""
-    records: list[bytes] = []
-    size = 0
-    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-    try:
-        for _ in range(500_000):
-            try:
-                record = os.read(fd, 8192)
-            except BlockingIOError:
-                break
-            except BrokenPipeError:
-                continue  # overwritten while we read: the next read goes on behind the gap
-            if not record:
-                break
-            # Continuation lines (" SUBSYSTEM=…") belong to the record and hold no message.
-            first = record.split(b"\n", 1)[0]
-            if b"NVRM" in first:
-                records.append(first)
-                size += len(first) + 1
-                while size > limit:
-                    size -= len(records.pop(len(records) // 2)) + 1
-    finally:
-        os.close(fd)
-    return b"\n".join(records) + b"\n"
 
 
 def pci_address(raw: str) -> str:

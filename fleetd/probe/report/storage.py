@@ -1,12 +1,8 @@
-"""NVMe drives: identity from sysfs, health from the drive itself by one admin command (Get Log Page 02h), no tool."""
+"""NVMe drives: identity from sysfs, health from the drive's own SMART / Health page, no tool."""
 
 from __future__ import annotations
 
-import ctypes
-import fcntl
-import os
 import re
-import struct
 from typing import Any
 
 from .files import Files, Reading, attempt, line, text
@@ -14,29 +10,6 @@ from .files import Files, Reading, attempt, line, text
 ROOT = "/sys/class/nvme"
 MOST = 256
 HEALTH = ("critical_warning", "percentage_used", "available_spare", "available_spare_threshold", "media_errors")
-NVME_IOCTL_ADMIN_CMD = 0xC0484E41  # _IOWR('N', 0x41, struct nvme_admin_cmd), 72 bytes
-_COMMAND = struct.Struct("<BBHIIIQQIIIIIIIIII")
-_TIMEOUT_MS = 5000
-
-
-def get_health_page(path: str) -> bytes:
-    """Ask the controller at `path` for its SMART / Health page. Reads only. Raises OSError; needs CAP_SYS_ADMIN."""
-    page = ctypes.create_string_buffer(512)
-    last_dword = 512 // 4 - 1
-    command = bytearray(
-        _COMMAND.pack(
-            0x02, 0, 0, 0xFFFFFFFF, 0, 0, 0, ctypes.addressof(page), 0, 512,
-            last_dword << 16 | 0x02, 0, 0, 0, 0, 0, _TIMEOUT_MS, 0,
-        )
-    )  # fmt: skip
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        status = fcntl.ioctl(fd, NVME_IOCTL_ADMIN_CMD, command)
-    finally:
-        os.close(fd)
-    if status:
-        raise OSError(5, f"NVMe status {status:#x}", path)
-    return page.raw
 
 
 def health(page: bytes) -> dict[str, int]:
