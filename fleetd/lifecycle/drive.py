@@ -6,7 +6,6 @@ After a crash an open intent is verified before anything is done again; a destru
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import functools
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -19,6 +18,7 @@ from fleetd.kit.errors import Conflict, FleetError, Held, Refused, StaleClaim, T
 from fleetd.kit.ids import new_id
 from fleetd.kit.logs import get
 from fleetd.kit.retry import backoff
+from fleetd.kit.tasks import beside
 from fleetd.lifecycle import progress, transitions
 from fleetd.lifecycle.brakes import BrakeDesk
 from fleetd.lifecycle.hosts import proven_again
@@ -134,13 +134,8 @@ class Drive:
     async def _attempt(self, step: Step, ctx: StepContext, resumed: bool) -> Outcome:
         """`_try`, and beside it what it says of its progress, stored now and then."""
         self._told = ""
-        reporting = asyncio.create_task(self._report(step), name=f"progress:{self.host.name}")
-        try:
+        async with beside(self._report(step), name=f"progress:{self.host.name}"):
             return await self._try(step, ctx, resumed)
-        finally:
-            reporting.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await reporting
 
     async def _report(self, step: Step) -> None:
         """The newest line of progress, for `host why` and who follows the run; a line that cannot be written is dropped."""
