@@ -174,9 +174,9 @@ class Machine:
         if spec.firmware == "uefi":
             text += ["-drive", f"if=pflash,unit=0,format=raw,readonly=on,file={CODE}"]
             text += ["-drive", f"if=pflash,unit=1,format=raw,file={self.folder / 'vars.fd'}"]
-            if self.http:
-                for version in ("4", "6"):
-                    text += ["-fw_cfg", f"name=opt/org.tianocore/IPv{version}PXESupport,string=n"]
+            # PXE over IPv6 is switched off, as it is where nobody serves it: OVMF waits 68 s for an answer before it goes on.
+            for version in ("4", "6") if self.http else ("6",):
+                text += ["-fw_cfg", f"name=opt/org.tianocore/IPv{version}PXESupport,string=n"]
         for n, drive in enumerate(self.drives):
             options = "if=none,format=raw,cache=unsafe,discard=unmap,detect-zeroes=unmap"
             index = f",bootindex={order['disk']}" if n == 0 else ""
