@@ -16,7 +16,6 @@ a BIOS ROM with a script that loads undionly.kpxe by TFTP (`scripts.py`); nothin
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from collections import OrderedDict
 from collections.abc import Iterable
@@ -25,6 +24,16 @@ from typing import Literal
 import msgspec
 
 from fleetd.drivers.boot.capabilities import BootHost
+from fleetd.drivers.boot.networks import (
+    LEASE,
+    Range,
+    Relayed,
+    check_disjoint,
+    read_address,
+    read_range,
+    read_relayed,
+    read_router,
+)
 from fleetd.drivers.boot.scripts import BIOS_LOADER, UEFI_LOADER, read_mac, start_url
 from fleetd.kit.errors import Invalid, NotFound
 
@@ -32,22 +41,24 @@ KNOWN = "fleet"  # the tag of a MAC that the inventory has
 MAX_BOOTFILE = 127  # bytes of the packet's own field, which is all that a proxy's answer has
 MAX_LINE = 1024
 _INTERFACE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,14}")
-_LEASE = re.compile(r"[1-9][0-9]{0,5}[mhd]?")
 _PROGRAM = re.compile(r"/?[A-Za-z0-9_.+-]+(/[A-Za-z0-9_.+-]+)*")
 _PATH = re.compile(r"/[A-Za-z0-9_.@+/-]*")
 
 
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """The DHCP and TFTP of a boot network, as the boot service runs it.
+    """The DHCP and TFTP of the boot networks, as the boot service runs it.
 
     Attributes:
         program: dnsmasq itself, by name or absolute path.
         mode: `own` hands out addresses; `proxy` only adds the boot file to the answers of the site's DHCP server.
-        interface: where hosts boot.
-        address: ours on that interface: the TFTP server.
-        range: own: `first,last,netmask`; proxy: the network, `10.77.0.0/24`.
+        interface: where hosts boot, or where their relays' packets come in.
+        address: ours on that interface: the TFTP server, and where relays send to.
+        range: the network of that interface. Own: `first,last,netmask`; proxy: the network, `10.77.0.0/24`. Empty: no host
+            boots there, all are behind relays.
+        relayed: networks behind DHCP relays, at most 4096.
         lease: seconds, or with m, h, d. Own mode.
-        router, dns: told to hosts; empty for none. Own mode.
+        router: told to hosts of `range`; empty for none. Own mode.
+        dns: told to hosts; empty for none. Own mode.
         unknown: `refuse` answers only MACs of the inventory; `serve` answers all.
         rom: `replace` an iPXE of a BIOS NIC's ROM by ours, or `use` it.
     """
@@ -56,7 +67,8 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     mode: Literal["own", "proxy"] = "own"
     interface: str
     address: str
-    range: str
+    range: str = ""
+    relayed: tuple[Relayed, ...] = ()
     lease: str = "10m"
     router: str = ""
     dns: str = ""
@@ -69,52 +81,45 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         return f"tftp://{self.address}"
 
 
-def _address(text: str, name: str) -> str:
-    """An IPv4 address in its one plain form. Raises Invalid."""
-    try:
-        return str(ipaddress.IPv4Address(text))
-    except ValueError as error:
-        raise Invalid(f"dnsmasq.{name}: `{text[:60]}` is not an IPv4 address", where=name) from error
-
-
-def _range(settings: Settings) -> str:
-    """`dhcp-range`. Raises Invalid."""
-    if settings.mode == "proxy":
-        try:
-            network = ipaddress.IPv4Network(settings.range)
-        except ValueError as error:
+def _ranges(settings: Settings) -> tuple[Range | None, list[Range]]:
+    """Of our own network, None when all are behind relays; and of those. Raises Invalid."""
+    address, proxy = read_address(settings.address, "address"), settings.mode == "proxy"
+    own = None
+    if settings.range:
+        own = read_range(settings.range, "range", proxy=proxy)
+        if address not in own.network:
             raise Invalid(
-                "dnsmasq.range: in proxy mode a network: 10.77.0.0/24", why=str(error), where="range"
-            ) from error
-        if ipaddress.IPv4Address(settings.address) not in network:
-            raise Invalid("dnsmasq.address is not in the network of dnsmasq.range", where="address")
-        return f"dhcp-range={network.network_address},proxy,{network.netmask}"
-    parts = settings.range.split(",")
-    if len(parts) != 3:
-        raise Invalid("dnsmasq.range: `first,last,netmask`: 10.77.0.50,10.77.0.99,255.255.255.0", where="range")
-    first, last, mask = (_address(part.strip(), "range") for part in parts)
-    try:
-        network = ipaddress.IPv4Network(f"{first}/{mask}", strict=False)
-    except ValueError as error:
-        raise Invalid(f"dnsmasq.range: {mask} is no netmask", where="range") from error
-    if ipaddress.IPv4Address(last) not in network or ipaddress.IPv4Address(last) < ipaddress.IPv4Address(first):
-        raise Invalid(f"dnsmasq.range: {last} does not follow {first} in {network}", where="range")
-    if ipaddress.IPv4Address(first) <= ipaddress.IPv4Address(settings.address) <= ipaddress.IPv4Address(last):
-        raise Invalid("dnsmasq.range holds our own address", where="range")
-    return f"dhcp-range={first},{last},{mask},{settings.lease}"
+                "dnsmasq.address is not in the network of dnsmasq.range",
+                remedy="a network behind a relay stands in dnsmasq.relayed",
+                where="address",
+            )
+        if own.hands_out(address):
+            raise Invalid("dnsmasq.range holds our own address", where="range")
+    elif not settings.relayed:
+        raise Invalid(
+            "dnsmasq serves no network",
+            remedy="range: for the one that we are in; relayed: for those behind relays",
+            where="range",
+        )
+    if settings.router:
+        if own is None:
+            raise Invalid("dnsmasq.router is told in dnsmasq.range, and there is none", where="router")
+        read_router(settings.router, "router", own)
+    relayed = read_relayed(settings.relayed, address, proxy=proxy)
+    named = [(f"relayed.{number}.range", one) for number, one in enumerate(relayed)]
+    check_disjoint([("range", own), *named] if own is not None else named)
+    return own, relayed
 
 
 def check(settings: Settings, base_url: str) -> None:
     """Raises Invalid; `where` is the key under `dnsmasq`."""
-    for name, pattern in (("interface", _INTERFACE), ("program", _PROGRAM), ("lease", _LEASE)):
+    for name, pattern in (("interface", _INTERFACE), ("program", _PROGRAM), ("lease", LEASE)):
         value = getattr(settings, name)
         if not pattern.fullmatch(value):
             raise Invalid(f"dnsmasq.{name}: `{value[:60]}` cannot be", where=name)
-    _address(settings.address, "address")
-    for name in ("router", "dns"):
-        if getattr(settings, name):
-            _address(getattr(settings, name), name)
-    _range(settings)
+    if settings.dns:
+        read_address(settings.dns, "dns")
+    _ranges(settings)
     if len(start_url(base_url)) > MAX_BOOTFILE:
         raise Invalid(f"url is too long for DHCP: {MAX_BOOTFILE} bytes with the path of a script", where="url")
 
@@ -131,6 +136,7 @@ def config_text(settings: Settings, base_url: str, *, state: str, user: str = ""
         Invalid: a value that cannot be; nothing with a comma, a newline or a space gets through.
     """
     check(settings, base_url)
+    own, relayed = _ranges(settings)
     if not _PATH.fullmatch(state) or (user and not _INTERFACE.fullmatch(user)):
         raise Invalid("the state directory of the boot service has an unusable name", why=state[:100])
     lines = [
@@ -149,7 +155,8 @@ def config_text(settings: Settings, base_url: str, *, state: str, user: str = ""
         "enable-tftp",
         f"tftp-root={state}/tftp",
         "tftp-max=1000",
-        _range(settings),
+        *([own.line("", settings.lease)] if own is not None else []),
+        *(one.line(_tag(n), settings.relayed[n].lease or settings.lease) for n, one in enumerate(relayed)),
         "dhcp-lease-max=65536",
         f"dhcp-leasefile={state}/leases",
         f"dhcp-hostsfile={state}/hosts",
@@ -168,6 +175,11 @@ def config_text(settings: Settings, base_url: str, *, state: str, user: str = ""
     return "\n".join(lines) + "\n"
 
 
+def _tag(number: int) -> str:
+    """Of a relayed network, by its place in the list."""
+    return f"net{number}"
+
+
 def _own(settings: Settings, base_url: str) -> list[str]:
     us = settings.address
     return [
@@ -176,6 +188,13 @@ def _own(settings: Settings, base_url: str) -> list[str]:
         "dhcp-ignore-clid",
         f"dhcp-option=option:router{',' if settings.router else ''}{settings.router}",
         f"dhcp-option=option:dns-server{',' if settings.dns else ''}{settings.dns}",
+        # A tagged option goes before the one without a tag, which stands for our own network.
+        *(f"dhcp-option=tag:{_tag(n)},option:router,{one.router}" for n, one in enumerate(settings.relayed)),
+        *(
+            f"dhcp-option=tag:{_tag(n)},option:dns-server,{one.dns}"
+            for n, one in enumerate(settings.relayed)
+            if one.dns
+        ),
         f"dhcp-boot=tag:bios,tag:!ipxe,{BIOS_LOADER},,{us}",
         f"dhcp-boot=tag:efi,tag:!ipxe,{UEFI_LOADER},,{us}",
         "dhcp-option-force=tag:efihttp,tag:httpclient,tag:!ipxe,option:vendor-class,HTTPClient",
