@@ -227,12 +227,16 @@ def hosts_text(hosts: Iterable[BootHost]) -> str:
 
 
 class Seen(msgspec.Struct, frozen=True, kw_only=True):
-    """One thing dnsmasq said of a machine: `stage` dhcp or tftp."""
+    """One thing dnsmasq said: of a machine (`stage` dhcp or tftp), of a relay at `source`, or of itself (`server`).
 
-    stage: Literal["dhcp", "tftp"]
+    `remedy`: what a person is to do; empty when nothing is wrong with the service.
+    """
+
+    stage: Literal["dhcp", "tftp", "relay", "server"]
     mac: str = ""
     source: str = ""
     detail: str = ""
+    remedy: str = ""
 
 
 _LINE = re.compile(r"dnsmasq-(dhcp|tftp)(?:\[\d+\])?: (?:(\d{1,10}) )?(.*)")
@@ -245,6 +249,7 @@ _FAILED = re.compile(
     r"(?:failed sending (?:\S*/)?(?P<f>[A-Za-z0-9_.-]{1,64}) to|file (?:\S*/)?(?P<n>[A-Za-z0-9_.-]{1,64}) not found for)"
     r" (?P<ip>\d{1,3}(?:\.\d{1,3}){3})"
 )
+_IP = re.compile(r"\d{1,3}(?:\.\d{1,3}){3}")
 _WHO = (
     ("iPXE", "iPXE"),
     ("HTTPClient:Arch:00016", "UEFI HTTP firmware"),
@@ -253,6 +258,15 @@ _WHO = (
     ("PXEClient:Arch:00009", "UEFI firmware"),
     ("PXEClient:", "firmware that we have no loader for"),
 )
+# It names no machine: the network is unknown before the packet is looked into.
+_NO_RANGE = re.compile(r"no address range available for DHCP request (?:via|with subnet selector) (\S{1,64})")
+_CANNOT = (
+    (re.compile(r"Error sending DHCP packet to "), "has the boot server a route to the networks of dnsmasq.relayed?"),
+    (re.compile(r"DHCP packet received on \S{1,64} which has no address"), "give the interface dnsmasq.address"),
+    (re.compile(r"failed to write "), "make room in the `state` directory of boot.yaml"),
+    (re.compile(r"ARP-cache injection failed"), "start it by its unit (`fleetd unit --service boot`): CAP_NET_ADMIN is missing"),
+)
+_WHY = re.compile(r"[A-Za-z -]{1,40}")
 _TOLD = {"DHCPDISCOVER", "DHCPACK", "DHCPNAK", "DHCPDECLINE", "PXE", "BOOTP"}
 
 
@@ -277,7 +291,7 @@ class LogReader:
             return None
         found = _DHCP.match(text)
         if found is None:
-            return None
+            return self._trouble(text)
         kind, address, mac, more = found.group(1), found.group(2) or "", found.group(3), found.group(4) or ""
         if kind == "DHCPACK":
             self._remember(self._macs, address, mac)
@@ -288,15 +302,39 @@ class LogReader:
         what = {"DHCPACK": f"{who} got {address}", "PXE": f"{who} was told its boot file"}.get(kind, f"{who} asks")
         if kind in ("DHCPNAK", "DHCPDECLINE"):
             what = f"{who}: {kind} {address}"
-        trouble = more if more in ("ignored", "no address available", "no address range available") else ""
-        if trouble == "ignored":
-            trouble = "ignored: the inventory does not have this MAC"
+            trouble = more if _WHY.fullmatch(more) else ""
+        elif more in ("ignored", "proxy-ignored"):
+            what, trouble = f"{who} asks", "ignored: the inventory does not have this MAC"
+        else:
+            trouble = more if more == "no address available" else ""
         return Seen(
             stage="dhcp",
             mac=mac,
             source=address if kind == "DHCPACK" else "",
             detail=f"{what}; {trouble}" if trouble else what,
         )
+
+    @staticmethod
+    def _trouble(text: str) -> Seen | None:
+        """What it cannot do, whatever machine asks."""
+        if lost := _NO_RANGE.match(text):
+            via = lost.group(1)
+            if _IP.fullmatch(via):
+                return Seen(
+                    stage="relay",
+                    source=via,
+                    detail="a DHCP relay hands on requests of a network that the boot service does not have",
+                    remedy="add the network of this relay to dnsmasq.relayed in boot.yaml, and reload fleetd-boot",
+                )
+            return Seen(
+                stage="server",
+                detail=f"hosts ask on {via} itself, and boot.yaml has no network there",
+                remedy="name it in dnsmasq.range, if hosts boot there; dnsmasq.address must be one of the interface",
+            )
+        for pattern, remedy in _CANNOT:
+            if pattern.match(text):
+                return Seen(stage="server", detail=text[:180], remedy=remedy)
+        return None
 
     def _tftp(self, text: str) -> Seen | None:
         if sent := _SENT.match(text):

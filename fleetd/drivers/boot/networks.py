@@ -8,6 +8,7 @@ be given the address, and the router, of another. Each relayed range carries a t
 from __future__ import annotations
 
 import ipaddress
+import itertools
 import re
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -148,7 +149,7 @@ def check_disjoint(ranges: Sequence[tuple[str, Range]]) -> None:
     """`ranges`: with the key of each. Raises Invalid when two share an address, at the one that stands later."""
     # Networks are nested or apart: sorted, one that overlaps any overlaps its neighbour too.
     order = sorted(range(len(ranges)), key=lambda n: (int(ranges[n][1].network[0]), ranges[n][1].network.prefixlen))
-    for left, right in zip(order, order[1:], strict=False):
+    for left, right in itertools.pairwise(order):
         one, other = ranges[min(left, right)], ranges[max(left, right)]
         if one[1].network.overlaps(other[1].network):
             raise Invalid(
