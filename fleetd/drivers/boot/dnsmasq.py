@@ -264,7 +264,10 @@ _CANNOT = (
     (re.compile(r"Error sending DHCP packet to "), "has the boot server a route to the networks of dnsmasq.relayed?"),
     (re.compile(r"DHCP packet received on \S{1,64} which has no address"), "give the interface dnsmasq.address"),
     (re.compile(r"failed to write "), "make room in the `state` directory of boot.yaml"),
-    (re.compile(r"ARP-cache injection failed"), "start it by its unit (`fleetd unit --service boot`): CAP_NET_ADMIN is missing"),
+    (
+        re.compile(r"ARP-cache injection failed"),
+        "start it by its unit (`fleetd unit --service boot`): CAP_NET_ADMIN is missing",
+    ),
 )
 _WHY = re.compile(r"[A-Za-z -]{1,40}")
 _TOLD = {"DHCPDISCOVER", "DHCPACK", "DHCPNAK", "DHCPDECLINE", "PXE", "BOOTP"}
