@@ -20,6 +20,7 @@ from fleetd.daemon import bootconfig
 from fleetd.daemon import config as config_module
 from fleetd.daemon.main import main as fleetd_command
 from fleetd.drivers.bmc.quirks import every_quirk
+from fleetd.drivers.boot.networks import Relayed
 from fleetd.kit.errors import every_error
 from fleetd.kit.yamlfile import parse
 from fleetd.lifecycle import playbook as playbook_module
@@ -340,7 +341,7 @@ def config() -> str:
         "## The boot service\n",
         "`/etc/fleetd/boot.yaml`, read by `fleetd boot`. How it is run: [the boot service](../how-to/boot-service.md).\n",
     ]
-    for struct in (bootconfig.BootConfig, bootconfig.Limits, bootconfig.Settings):
+    for struct in (bootconfig.BootConfig, bootconfig.Limits, bootconfig.Settings, Relayed):
         hints, told = get_type_hints(struct), _attributes(struct)
         rows = [
             (f"`{f.name}`", _type(hints[f.name]), _default(f), told.get(f.name, ""))

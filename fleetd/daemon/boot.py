@@ -161,7 +161,7 @@ class BootService:
             )
         files = await self._files(new)
         if self._dnsmasq is not None and new.dnsmasq is not None:
-            await self._dnsmasq.reload(new.dnsmasq)
+            await self._dnsmasq.reload(new.dnsmasq, fresh.path(new.files))
         self._listener.files = files
         self._listener.images.folder = fresh.path(new.images) if new.images else None
         self._listener.admission.set_limits(new.admission)

@@ -84,5 +84,6 @@ def _dnsmasq(config: BootConfig, document: Document) -> None:
     try:
         check(config.dnsmasq, check_url(config.url))
     except Invalid as error:
-        place = ("url",) if error.where == "url" else ("dnsmasq", error.where)
+        keys = (int(part) if part.isdigit() else part for part in error.where.split("."))  # relayed.3.router
+        place: tuple[str | int, ...] = ("url",) if error.where == "url" else ("dnsmasq", *keys)
         raise Invalid(error.what, why=error.why, remedy=error.remedy, where=document.where(place)) from error

@@ -181,7 +181,7 @@ class Boots:
         """The host's open boot, what was seen of it, and what that means."""
         boot = await rows.open_of(self._db, host.id)
         entries = self._trail.of(host)
-        return boot, entries, diagnose(host, boot, entries, self._clock.wall())
+        return boot, entries, diagnose(host, boot, [*entries, *self._trail.relays()], self._clock.wall())
 
     @property
     def remembers_since(self) -> float:

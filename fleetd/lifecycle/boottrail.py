@@ -19,6 +19,7 @@ MAX_MACHINES: Final = 4096
 MAX_ENTRIES: Final = 64  # of one machine; the oldest go first
 MAX_TEXT: Final = 200
 MAX_KEPT: Final = 32768  # of all machines together: some 25 MB of what strangers may have made up
+MAX_RELAYS: Final = 64  # that hand on requests of a network which the boot service does not have
 SLACK: Final = 2.0  # seconds: clocks of boot service and daemon may differ that much; what was answered has ours
 _PROXIED: Final = "told its boot file"  # by a proxy, beside a DHCP server of the site that we do not see
 _TFTP_FAILURES: Final = ("is not there", "was cut off")
@@ -46,6 +47,7 @@ class Trail:
         self.since = since
         self._machines: OrderedDict[str, deque[Entry]] = OrderedDict()
         self._macs: OrderedDict[str, str] = OrderedDict()  # address -> MAC
+        self._relays: OrderedDict[str, Entry] = OrderedDict()  # address -> the last; no MAC is told
         self._kept = 0
 
     def add(self, entry: Entry) -> None:
@@ -60,6 +62,12 @@ class Trail:
             serial=_line(entry.serial),
             uuid=_line(entry.uuid).lower(),
         )
+        if entry.stage == "relay":
+            self._relays[source] = entry
+            self._relays.move_to_end(source)
+            if len(self._relays) > MAX_RELAYS:
+                self._relays.popitem(last=False)
+            return
         if mac and source:
             self._macs[source] = mac
             self._macs.move_to_end(source)
@@ -83,6 +91,10 @@ class Trail:
         entries = self._machines.setdefault(place, deque(maxlen=MAX_ENTRIES))
         self._kept += len(entries) < MAX_ENTRIES
         entries.append(entry)
+
+    def relays(self) -> list[Entry]:
+        """Those whose network the boot service does not have, the latest last: any host may be behind one."""
+        return list(self._relays.values())
 
     def of(self, host: Host) -> list[Entry]:
         """All of this host, oldest first: of its boot MAC, of the address its boot came from, and whoever told its serial."""
@@ -185,6 +197,20 @@ def _missing(stage: Sequence[str], before: Sequence[str], text: str) -> Callable
     return finds
 
 
+def _lost_relay(case: Case) -> str:
+    """Which hosts such a relay asked for nobody tells: it concerns one of whom nothing else was heard."""
+    if case.has(*_ALL):
+        return ""
+    relays = sorted({entry.source for entry in case.seen if entry.stage == "relay"})
+    if not relays:
+        return ""
+    more = f" and {len(relays) - 4} more" if len(relays) > 4 else ""
+    return (
+        f"nothing was heard of it, but DHCP relays at {', '.join(relays[:4])}{more} hand on requests of networks that the"
+        " boot service does not have"
+    )
+
+
 def _no_address(case: Case) -> str:
     asked = case.own("dhcp")
     answered = any(entry.source or _PROXIED in entry.detail for entry in asked)
@@ -230,6 +256,13 @@ DEPLOY_RULES: Final = (
         stage="script",
         finds=_local,
         remedy="boot it through fleetd (`fleetctl rack bringup`, `fleetctl host validate`): that arms a boot",
+    ),
+    Rule(
+        stage="dhcp",
+        finds=_lost_relay,
+        remedy="is one of them the relay of its rack? Add its network to dnsmasq.relayed in boot.yaml and"
+        " `systemctl reload fleetd-boot`; else look at its console",
+        patience=300.0,
     ),
     Rule(
         stage="power",
@@ -332,7 +365,8 @@ def diagnose(host: Host, boot: Boot | None, trail: Iterable[Entry], now: float) 
 
     Args:
         boot: the host's open boot, None when there is none.
-        trail: all that was seen of the host, as `Trail.of` tells it; what is older than the boot is left aside.
+        trail: all that was seen of the host, as `Trail.of` tells it, and the `Trail.relays`; what is older than the boot
+            is left aside.
     """
     if boot is None or boot.closed is not None:
         return _unexpected(host, [e for e in trail if e.at >= now - 3600.0])
@@ -354,7 +388,7 @@ def diagnose(host: Host, boot: Boot | None, trail: Iterable[Entry], now: float) 
         return Diagnosis(
             stage=rule.stage, ok=False, what=what, remedy=f"{rule.remedy}; then boot it again through fleetd"
         )
-    quiet = now - max([boot.armed, *(entry.at for entry in seen)])
+    quiet = now - max([boot.armed, *(entry.at for entry in seen if entry.stage != "relay")])
     if rule.patience and quiet < rule.patience:
         return Diagnosis(stage=rule.stage, ok=True, what=f"on its way for {now - boot.armed:.0f} s; so far {what}")
     return Diagnosis(stage=rule.stage, ok=False, what=what, remedy=rule.remedy)

@@ -215,6 +215,14 @@ async def test_a_killed_parent_takes_its_child_along(tmp_path):
         ("admission: {server: 0}", "admission.server", 3),
         ("dnsmasq: {interface: br0}", "address", 3),
         ("dnsmasq:\n  interface: br0\n  address: x\n  range: y", "dnsmasq.address", 5),
+        (
+            "dnsmasq:\n  interface: br0\n  address: 10.77.0.1\n  relayed:\n"
+            "    - {range: '10.78.0.50,10.78.0.99,255.255.255.0', router: 10.78.0.1}\n"
+            "    - range: 10.79.0.50,10.79.0.99,255.255.255.0\n      router: 10.78.0.1",
+            "dnsmasq.relayed.1.router",
+            9,
+        ),
+        ("dnsmasq: {interface: br0, address: 10.77.0.1, relayed: [{rnage: x}]}", "unknown key `rnage`", 3),
         ("drain: -1", "drain", 3),
     ],
 )

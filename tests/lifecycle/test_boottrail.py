@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from fleetd.lifecycle.boottrail import MAX_ENTRIES, MAX_KEPT, MAX_MACHINES, Entry, Trail, diagnose
+from fleetd.lifecycle.boottrail import MAX_ENTRIES, MAX_KEPT, MAX_MACHINES, MAX_RELAYS, Entry, Trail, diagnose
 from fleetd.model.boot import Boot
 from fleetd.model.host import Host
 from tests.store.samples import NOW, a_boot, a_host
@@ -33,6 +33,20 @@ KEYS = entry("keys", answer="boot")
 
 CASES = [
     ("nothing was heard", [], "power", "nothing was heard", "console"),
+    (
+        "nothing was heard but a relay",
+        [entry("relay", mac="", source="10.79.0.1", at=LATE - 1), entry("relay", mac="", source="10.80.0.1")],
+        "dhcp",
+        "relays at 10.79.0.1, 10.80.0.1",
+        "dnsmasq.relayed",
+    ),
+    (
+        "a relay, and it is not its own",
+        [entry("dhcp", source=""), entry("relay", mac="", source="10.79.0.1", at=LATE - 1)],
+        "dhcp",
+        "gets none",
+        "DHCP range",
+    ),
     ("no address", [entry("dhcp", source="")], "dhcp", "gets none", "DHCP"),
     (
         "no address, and why",
@@ -171,6 +185,16 @@ class TestTrail:
         trail.add(entry("kernel", mac="", source="10.77.0.50", at=3.0))
         trail.add(entry("kernel", mac="", source="10.77.0.99", at=4.0))
         assert self.of(trail) == ["tftp", "dhcp", "kernel"]
+
+    def test_relays_without_a_network_are_kept_apart_and_bounded(self) -> None:
+        trail = Trail(NOW)
+        for number in range(500):
+            trail.add(entry("relay", mac="", source=f"10.1.{number >> 8}.{number & 255}", at=float(number)))
+        trail.add(entry("relay", mac="", source="10.1.1.200", at=1000.0))
+        assert self.of(trail) == []
+        assert len(trail.relays()) == MAX_RELAYS
+        assert trail.relays()[-1] == entry("relay", mac="", source="10.1.1.200", at=1000.0)
+        assert not trail._machines
 
     def test_another_mac_with_our_serial_is_ours_to_know(self) -> None:
         trail = Trail(NOW)

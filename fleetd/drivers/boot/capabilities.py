@@ -50,7 +50,8 @@ class ImageGrant(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Sighting(msgspec.Struct, frozen=True, kw_only=True):
-    """Something the boot service saw of a machine on its way up. `stage`: dhcp, tftp, script, kernel, initrd, iso, image.
+    """Something the boot service saw of a machine on its way up. `stage`: dhcp, tftp, script, kernel, initrd, iso, image;
+    or relay: the `source` is a DHCP relay, for machines that nobody tells.
 
     `mac` where the wire tells it, else empty; `source` an address; `detail` one line; `at` wall seconds.
     """

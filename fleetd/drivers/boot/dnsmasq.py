@@ -16,7 +16,6 @@ a BIOS ROM with a script that loads undionly.kpxe by TFTP (`scripts.py`); nothin
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from collections import OrderedDict
 from collections.abc import Iterable
@@ -25,6 +24,16 @@ from typing import Literal
 import msgspec
 
 from fleetd.drivers.boot.capabilities import BootHost
+from fleetd.drivers.boot.networks import (
+    LEASE,
+    Range,
+    Relayed,
+    check_disjoint,
+    read_address,
+    read_range,
+    read_relayed,
+    read_router,
+)
 from fleetd.drivers.boot.scripts import BIOS_LOADER, UEFI_LOADER, read_mac, start_url
 from fleetd.kit.errors import Invalid, NotFound
 
@@ -32,22 +41,24 @@ KNOWN = "fleet"  # the tag of a MAC that the inventory has
 MAX_BOOTFILE = 127  # bytes of the packet's own field, which is all that a proxy's answer has
 MAX_LINE = 1024
 _INTERFACE = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,14}")
-_LEASE = re.compile(r"[1-9][0-9]{0,5}[mhd]?")
 _PROGRAM = re.compile(r"/?[A-Za-z0-9_.+-]+(/[A-Za-z0-9_.+-]+)*")
 _PATH = re.compile(r"/[A-Za-z0-9_.@+/-]*")
 
 
 class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """The DHCP and TFTP of a boot network, as the boot service runs it.
+    """The DHCP and TFTP of the boot networks, as the boot service runs it.
 
     Attributes:
         program: dnsmasq itself, by name or absolute path.
         mode: `own` hands out addresses; `proxy` only adds the boot file to the answers of the site's DHCP server.
-        interface: where hosts boot.
-        address: ours on that interface: the TFTP server.
-        range: own: `first,last,netmask`; proxy: the network, `10.77.0.0/24`.
+        interface: where hosts boot, or where their relays' packets come in.
+        address: ours on that interface: the TFTP server, and where relays send to.
+        range: the network of that interface. Own: `first,last,netmask`; proxy: the network, `10.77.0.0/24`. Empty: no host
+            boots there, all are behind relays.
+        relayed: networks behind DHCP relays, at most 4096.
         lease: seconds, or with m, h, d. Own mode.
-        router, dns: told to hosts; empty for none. Own mode.
+        router: told to hosts of `range`; empty for none. Own mode.
+        dns: told to hosts; empty for none. Own mode.
         unknown: `refuse` answers only MACs of the inventory; `serve` answers all.
         rom: `replace` an iPXE of a BIOS NIC's ROM by ours, or `use` it.
     """
@@ -56,7 +67,8 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
     mode: Literal["own", "proxy"] = "own"
     interface: str
     address: str
-    range: str
+    range: str = ""
+    relayed: tuple[Relayed, ...] = ()
     lease: str = "10m"
     router: str = ""
     dns: str = ""
@@ -69,52 +81,45 @@ class Settings(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=
         return f"tftp://{self.address}"
 
 
-def _address(text: str, name: str) -> str:
-    """An IPv4 address in its one plain form. Raises Invalid."""
-    try:
-        return str(ipaddress.IPv4Address(text))
-    except ValueError as error:
-        raise Invalid(f"dnsmasq.{name}: `{text[:60]}` is not an IPv4 address", where=name) from error
-
-
-def _range(settings: Settings) -> str:
-    """`dhcp-range`. Raises Invalid."""
-    if settings.mode == "proxy":
-        try:
-            network = ipaddress.IPv4Network(settings.range)
-        except ValueError as error:
+def _ranges(settings: Settings) -> tuple[Range | None, list[Range]]:
+    """Of our own network, None when all are behind relays; and of those. Raises Invalid."""
+    address, proxy = read_address(settings.address, "address"), settings.mode == "proxy"
+    own = None
+    if settings.range:
+        own = read_range(settings.range, "range", proxy=proxy)
+        if address not in own.network:
             raise Invalid(
-                "dnsmasq.range: in proxy mode a network: 10.77.0.0/24", why=str(error), where="range"
-            ) from error
-        if ipaddress.IPv4Address(settings.address) not in network:
-            raise Invalid("dnsmasq.address is not in the network of dnsmasq.range", where="address")
-        return f"dhcp-range={network.network_address},proxy,{network.netmask}"
-    parts = settings.range.split(",")
-    if len(parts) != 3:
-        raise Invalid("dnsmasq.range: `first,last,netmask`: 10.77.0.50,10.77.0.99,255.255.255.0", where="range")
-    first, last, mask = (_address(part.strip(), "range") for part in parts)
-    try:
-        network = ipaddress.IPv4Network(f"{first}/{mask}", strict=False)
-    except ValueError as error:
-        raise Invalid(f"dnsmasq.range: {mask} is no netmask", where="range") from error
-    if ipaddress.IPv4Address(last) not in network or ipaddress.IPv4Address(last) < ipaddress.IPv4Address(first):
-        raise Invalid(f"dnsmasq.range: {last} does not follow {first} in {network}", where="range")
-    if ipaddress.IPv4Address(first) <= ipaddress.IPv4Address(settings.address) <= ipaddress.IPv4Address(last):
-        raise Invalid("dnsmasq.range holds our own address", where="range")
-    return f"dhcp-range={first},{last},{mask},{settings.lease}"
+                "dnsmasq.address is not in the network of dnsmasq.range",
+                remedy="a network behind a relay stands in dnsmasq.relayed",
+                where="address",
+            )
+        if own.hands_out(address):
+            raise Invalid("dnsmasq.range holds our own address", where="range")
+    elif not settings.relayed:
+        raise Invalid(
+            "dnsmasq serves no network",
+            remedy="range: for the one that we are in; relayed: for those behind relays",
+            where="range",
+        )
+    if settings.router:
+        if own is None:
+            raise Invalid("dnsmasq.router is told in dnsmasq.range, and there is none", where="router")
+        read_router(settings.router, "router", own)
+    relayed = read_relayed(settings.relayed, address, proxy=proxy)
+    named = [(f"relayed.{number}.range", one) for number, one in enumerate(relayed)]
+    check_disjoint([("range", own), *named] if own is not None else named)
+    return own, relayed
 
 
 def check(settings: Settings, base_url: str) -> None:
     """Raises Invalid; `where` is the key under `dnsmasq`."""
-    for name, pattern in (("interface", _INTERFACE), ("program", _PROGRAM), ("lease", _LEASE)):
+    for name, pattern in (("interface", _INTERFACE), ("program", _PROGRAM), ("lease", LEASE)):
         value = getattr(settings, name)
         if not pattern.fullmatch(value):
             raise Invalid(f"dnsmasq.{name}: `{value[:60]}` cannot be", where=name)
-    _address(settings.address, "address")
-    for name in ("router", "dns"):
-        if getattr(settings, name):
-            _address(getattr(settings, name), name)
-    _range(settings)
+    if settings.dns:
+        read_address(settings.dns, "dns")
+    _ranges(settings)
     if len(start_url(base_url)) > MAX_BOOTFILE:
         raise Invalid(f"url is too long for DHCP: {MAX_BOOTFILE} bytes with the path of a script", where="url")
 
@@ -131,6 +136,7 @@ def config_text(settings: Settings, base_url: str, *, state: str, user: str = ""
         Invalid: a value that cannot be; nothing with a comma, a newline or a space gets through.
     """
     check(settings, base_url)
+    own, relayed = _ranges(settings)
     if not _PATH.fullmatch(state) or (user and not _INTERFACE.fullmatch(user)):
         raise Invalid("the state directory of the boot service has an unusable name", why=state[:100])
     lines = [
@@ -149,7 +155,8 @@ def config_text(settings: Settings, base_url: str, *, state: str, user: str = ""
         "enable-tftp",
         f"tftp-root={state}/tftp",
         "tftp-max=1000",
-        _range(settings),
+        *([own.line("", settings.lease)] if own is not None else []),
+        *(one.line(_tag(n), settings.relayed[n].lease or settings.lease) for n, one in enumerate(relayed)),
         "dhcp-lease-max=65536",
         f"dhcp-leasefile={state}/leases",
         f"dhcp-hostsfile={state}/hosts",
@@ -168,6 +175,11 @@ def config_text(settings: Settings, base_url: str, *, state: str, user: str = ""
     return "\n".join(lines) + "\n"
 
 
+def _tag(number: int) -> str:
+    """Of a relayed network, by its place in the list."""
+    return f"net{number}"
+
+
 def _own(settings: Settings, base_url: str) -> list[str]:
     us = settings.address
     return [
@@ -176,6 +188,13 @@ def _own(settings: Settings, base_url: str) -> list[str]:
         "dhcp-ignore-clid",
         f"dhcp-option=option:router{',' if settings.router else ''}{settings.router}",
         f"dhcp-option=option:dns-server{',' if settings.dns else ''}{settings.dns}",
+        # A tagged option goes before the one without a tag, which stands for our own network.
+        *(f"dhcp-option=tag:{_tag(n)},option:router,{one.router}" for n, one in enumerate(settings.relayed)),
+        *(
+            f"dhcp-option=tag:{_tag(n)},option:dns-server,{one.dns}"
+            for n, one in enumerate(settings.relayed)
+            if one.dns
+        ),
         f"dhcp-boot=tag:bios,tag:!ipxe,{BIOS_LOADER},,{us}",
         f"dhcp-boot=tag:efi,tag:!ipxe,{UEFI_LOADER},,{us}",
         "dhcp-option-force=tag:efihttp,tag:httpclient,tag:!ipxe,option:vendor-class,HTTPClient",
@@ -208,12 +227,16 @@ def hosts_text(hosts: Iterable[BootHost]) -> str:
 
 
 class Seen(msgspec.Struct, frozen=True, kw_only=True):
-    """One thing dnsmasq said of a machine: `stage` dhcp or tftp."""
+    """One thing dnsmasq said: of a machine (`stage` dhcp or tftp), of a relay at `source`, or of itself (`server`).
 
-    stage: Literal["dhcp", "tftp"]
+    `remedy`: what a person is to do; empty when nothing is wrong with the service.
+    """
+
+    stage: Literal["dhcp", "tftp", "relay", "server"]
     mac: str = ""
     source: str = ""
     detail: str = ""
+    remedy: str = ""
 
 
 _LINE = re.compile(r"dnsmasq-(dhcp|tftp)(?:\[\d+\])?: (?:(\d{1,10}) )?(.*)")
@@ -226,6 +249,7 @@ _FAILED = re.compile(
     r"(?:failed sending (?:\S*/)?(?P<f>[A-Za-z0-9_.-]{1,64}) to|file (?:\S*/)?(?P<n>[A-Za-z0-9_.-]{1,64}) not found for)"
     r" (?P<ip>\d{1,3}(?:\.\d{1,3}){3})"
 )
+_IP = re.compile(r"\d{1,3}(?:\.\d{1,3}){3}")
 _WHO = (
     ("iPXE", "iPXE"),
     ("HTTPClient:Arch:00016", "UEFI HTTP firmware"),
@@ -234,6 +258,18 @@ _WHO = (
     ("PXEClient:Arch:00009", "UEFI firmware"),
     ("PXEClient:", "firmware that we have no loader for"),
 )
+# It names no machine: the network is unknown before the packet is looked into.
+_NO_RANGE = re.compile(r"no address range available for DHCP request (?:via|with subnet selector) (\S{1,64})")
+_CANNOT = (
+    (re.compile(r"Error sending DHCP packet to "), "has the boot server a route to the networks of dnsmasq.relayed?"),
+    (re.compile(r"DHCP packet received on \S{1,64} which has no address"), "give the interface dnsmasq.address"),
+    (re.compile(r"failed to write "), "make room in the `state` directory of boot.yaml"),
+    (
+        re.compile(r"ARP-cache injection failed"),
+        "start it by its unit (`fleetd unit --service boot`): CAP_NET_ADMIN is missing",
+    ),
+)
+_WHY = re.compile(r"[A-Za-z -]{1,40}")
 _TOLD = {"DHCPDISCOVER", "DHCPACK", "DHCPNAK", "DHCPDECLINE", "PXE", "BOOTP"}
 
 
@@ -258,7 +294,7 @@ class LogReader:
             return None
         found = _DHCP.match(text)
         if found is None:
-            return None
+            return self._trouble(text)
         kind, address, mac, more = found.group(1), found.group(2) or "", found.group(3), found.group(4) or ""
         if kind == "DHCPACK":
             self._remember(self._macs, address, mac)
@@ -269,15 +305,39 @@ class LogReader:
         what = {"DHCPACK": f"{who} got {address}", "PXE": f"{who} was told its boot file"}.get(kind, f"{who} asks")
         if kind in ("DHCPNAK", "DHCPDECLINE"):
             what = f"{who}: {kind} {address}"
-        trouble = more if more in ("ignored", "no address available", "no address range available") else ""
-        if trouble == "ignored":
-            trouble = "ignored: the inventory does not have this MAC"
+            trouble = more if _WHY.fullmatch(more) else ""
+        elif more in ("ignored", "proxy-ignored"):
+            what, trouble = f"{who} asks", "ignored: the inventory does not have this MAC"
+        else:
+            trouble = more if more == "no address available" else ""
         return Seen(
             stage="dhcp",
             mac=mac,
             source=address if kind == "DHCPACK" else "",
             detail=f"{what}; {trouble}" if trouble else what,
         )
+
+    @staticmethod
+    def _trouble(text: str) -> Seen | None:
+        """What it cannot do, whatever machine asks."""
+        if lost := _NO_RANGE.match(text):
+            via = lost.group(1)
+            if _IP.fullmatch(via):
+                return Seen(
+                    stage="relay",
+                    source=via,
+                    detail="a DHCP relay hands on requests of a network that the boot service does not have",
+                    remedy="add the network of this relay to dnsmasq.relayed in boot.yaml, and reload fleetd-boot",
+                )
+            return Seen(
+                stage="server",
+                detail=f"hosts ask on {via} itself, and boot.yaml has no network there",
+                remedy="name it in dnsmasq.range, if hosts boot there; dnsmasq.address must be one of the interface",
+            )
+        for pattern, remedy in _CANNOT:
+            if pattern.match(text):
+                return Seen(stage="server", detail=text[:180], remedy=remedy)
+        return None
 
     def _tftp(self, text: str) -> Seen | None:
         if sent := _SENT.match(text):

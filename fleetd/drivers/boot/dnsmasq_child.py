@@ -7,14 +7,16 @@ whatever ends that. The list of known MACs is kept on disk, so a boot network go
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import pwd
 import shutil
 import signal
+from collections import OrderedDict
 from pathlib import Path
 
 from fleetd.drivers.boot.capabilities import BootDesk
-from fleetd.drivers.boot.dnsmasq import LogReader, Settings, config_text, hosts_text
+from fleetd.drivers.boot.dnsmasq import LogReader, Seen, Settings, config_text, hosts_text
 from fleetd.drivers.boot.scripts import BIOS_LOADER, UEFI_LOADER
 from fleetd.drivers.boot.sightings import Sightings
 from fleetd.kit.clock import Clock, SystemClock
@@ -27,6 +29,8 @@ DESK_SECONDS = 15.0
 TEST_SECONDS = 10.0
 STOP_SECONDS = 5.0
 STEADY_SECONDS = 60.0  # up so long: the next failure is a new one
+SAME_SECONDS = 600.0  # between two log lines of the same trouble
+MAX_COMPLAINTS = 256
 MAX_LINE = 16 * 1024
 # util-linux: also a killed parent takes its child along. (preexec_fn would run Python between fork and exec.)
 WITH_PARENT = ("setpriv", "--pdeathsig", "TERM", "--")
@@ -59,7 +63,9 @@ class Dnsmasq:
         self._clock = clock or SystemClock()
         self._reader = LogReader()
         self._process: asyncio.subprocess.Process | None = None
-        self._restart = False
+        self._changed = asyncio.Event()  # the configuration is newer than what the child has read
+        self._owed = False  # the hosts are newer than what the child may have read
+        self._complained: OrderedDict[str, float] = OrderedDict()  # what it said it cannot -> steady second
         self.up = asyncio.Event()
         self.trouble = "not started yet"  # why it is not up
         self.starts = 0
@@ -76,14 +82,20 @@ class Dnsmasq:
             Invalid: the settings cannot be, or dnsmasq refuses them.
             NotFound: no dnsmasq, or a boot loader is missing.
         """
-        await self._write(self._settings, self._base_url)
+        await self._write(self._settings, self._files)
 
-    async def reload(self, settings: Settings) -> None:
-        """Other settings: judged first, then the child starts again. Raises as `prepare`; then the old ones stay."""
+    async def reload(self, settings: Settings, files: Path) -> None:
+        """Other settings, other loaders: judged first; the child starts again for settings only, at once if it waits.
+
+        Raises as `prepare`; then the old ones stay.
+        """
+        await self._write(settings, files)
+        self._files = files
         if settings == self._settings:
             return
-        await self._write(settings, self._base_url)
-        self._settings, self._restart = settings, True
+        self._settings = settings
+        self._changed.set()
+        self._complained.clear()
         if self._process is not None and self._process.returncode is None:
             self._process.terminate()
 
@@ -95,14 +107,14 @@ class Dnsmasq:
 
     # --- files -------------------------------------------------------------------------------------------------------
 
-    async def _write(self, settings: Settings, base_url: str) -> None:
+    async def _write(self, settings: Settings, files: Path) -> None:
         user = pwd.getpwuid(os.geteuid()).pw_name if os.geteuid() == 0 else ""
-        text = config_text(settings, base_url, state=str(self._state), user=user)
+        text = config_text(settings, self._base_url, state=str(self._state), user=user)
         draft = self._state / "dnsmasq.conf.new"
         try:
-            await asyncio.get_running_loop().run_in_executor(None, self._lay_out)
             draft.write_text(text, encoding="ascii")
             await self._judge(settings, draft)
+            await asyncio.get_running_loop().run_in_executor(None, self._lay_out, files)
             draft.replace(self._state / "dnsmasq.conf")
         except OSError as error:
             raise Conflict(
@@ -111,15 +123,15 @@ class Dnsmasq:
                 remedy="make room there, or set `state` in boot.yaml",
             ) from error
 
-    def _lay_out(self) -> None:
+    def _lay_out(self, files: Path) -> None:
         tftp = self._state / "tftp"
         tftp.mkdir(parents=True, exist_ok=True)
         for name in (BIOS_LOADER, UEFI_LOADER):
             try:
-                shutil.copyfile(self._files / name, tftp / f"{name}.new")
+                shutil.copyfile(files / name, tftp / f"{name}.new")
             except OSError as error:
                 raise NotFound(
-                    f"the boot loader {self._files / name} cannot be read",
+                    f"the boot loader {files / name} cannot be read",
                     why=error.strerror or str(error),
                     remedy="install the package ipxe and copy undionly.kpxe and snponly.efi from /usr/lib/ipxe",
                 ) from error
@@ -158,6 +170,7 @@ class Dnsmasq:
     async def _keep_up(self) -> None:
         failures = 0
         while True:
+            self._changed.clear()  # what lies there now is what the next life reads
             began = self._clock.steady()
             try:
                 await self._once()
@@ -165,13 +178,16 @@ class Dnsmasq:
                 self.trouble = error.strerror or str(error)
             finally:
                 self.up.clear()
-            if self._restart:
-                self._restart, failures = False, 0
+            if self._changed.is_set():
+                failures = 0
                 continue
             failures = 1 if self._clock.steady() - began >= STEADY_SECONDS else failures + 1
             pause = backoff(failures)
             log.warning("dnsmasq.ended", why=self.trouble, again_in=round(pause, 1))
-            await self._clock.sleep(pause)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(pause):
+                    await self._changed.wait()  # who mends boot.yaml does not wait for the rest of it
+                    failures = 0
 
     async def _once(self) -> None:
         """One life of the child."""
@@ -188,6 +204,8 @@ class Dnsmasq:
         self._process = process
         self.starts += 1
         self.trouble = "it said nothing"
+        if self._changed.is_set():  # while it was being started: it may have read the old one
+            process.terminate()
         assert process.stderr is not None
         try:
             await self._listen(process.stderr)
@@ -213,14 +231,31 @@ class Dnsmasq:
                 return
             line = raw.decode("utf-8", "replace").rstrip()
             if seen := self._reader.read(line):
-                self._sightings.add(seen.stage, mac=seen.mac, source=seen.source, detail=seen.detail)
+                if seen.stage != "server":
+                    self._sightings.add(seen.stage, mac=seen.mac, source=seen.source, detail=seen.detail)
+                if seen.remedy:
+                    self._complain(seen)
             elif line.startswith("dnsmasq: ") or line.startswith("dnsmasq["):
                 self._say(line.partition(": ")[2].strip())
+
+    def _complain(self, seen: Seen) -> None:
+        """Into the log; what every request of a hall repeats, once in a while."""
+        key, now = f"{seen.source} {seen.detail}", self._clock.steady()
+        last = self._complained.get(key)
+        if last is not None and now - last < SAME_SECONDS:
+            return
+        self._complained[key] = now
+        self._complained.move_to_end(key)
+        if len(self._complained) > MAX_COMPLAINTS:
+            self._complained.popitem(last=False)
+        log.warning("dnsmasq.cannot", what=seen.detail, relay=seen.source, remedy=seen.remedy)
 
     def _say(self, text: str) -> None:
         """A line of dnsmasq itself: up, or why not."""
         if text.startswith("started, "):
             self.up.set()
+            if self._owed:
+                self._tell_hosts()
             log.info("dnsmasq.up", interface=self._settings.interface, mode=self._settings.mode)
         elif not text.startswith("compile time options"):
             self.trouble = text[:200]
@@ -251,5 +286,10 @@ class Dnsmasq:
         draft.write_text(text, encoding="ascii")
         draft.replace(path)
         log.info("dnsmasq.hosts", known=text.count("\n"))
-        if self._process is not None and self._process.returncode is None and self.up.is_set():
+        self._tell_hosts()
+
+    def _tell_hosts(self) -> None:
+        """Before it is up the signal would end it; whether it read the old list by then nobody knows."""
+        self._owed = self._process is None or self._process.returncode is not None or not self.up.is_set()
+        if not self._owed and self._process is not None:
             self._process.send_signal(signal.SIGHUP)

@@ -167,6 +167,11 @@ dnsmasq-dhcp[6176]: 7 DHCPDISCOVER(br0) 52:54:00:00:00:09 ignored
 dnsmasq-dhcp[6176]: 8 DHCPDISCOVER(br0) 52:54:00:00:00:0a no address available
 dnsmasq-dhcp[6176]: 9 vendor class: PXEClient:Arch:00007:UNDI:003000
 dnsmasq-dhcp[6176]: 9 PXE(br0) 52:54:00:00:00:0b proxy
+dnsmasq-dhcp[6176]: 9 PXE(br0) 52:54:00:00:00:0b proxy-ignored
+dnsmasq-dhcp[6176]: 9 PXE(br0) 10.89.7.60 52:54:00:00:00:0b undionly.kpxe
+dnsmasq-dhcp[6176]: 11 DHCPNAK(br0) 10.77.0.85 52:54:00:00:00:0c wrong network
+dnsmasq-dhcp[6176]: no address range available for DHCP request via 10.79.0.1
+dnsmasq-dhcp[6176]: no address range available for DHCP request with subnet selector 10.79.0.0
 dnsmasq[6176]: started, version 2.90 DNS disabled
 """
 
@@ -183,7 +188,30 @@ def test_the_log_is_read_as_sightings():
         ("dhcp", "09", "", "UEFI firmware asks; ignored: the inventory does not have this MAC"),
         ("dhcp", "0a", "", "a system asks; no address available"),
         ("dhcp", "0b", "", "UEFI firmware was told its boot file"),
+        ("dhcp", "0b", "", "UEFI firmware asks; ignored: the inventory does not have this MAC"),
+        ("dhcp", "0b", "", "UEFI firmware was told its boot file"),
+        ("dhcp", "0c", "", "a system: DHCPNAK 10.77.0.85; wrong network"),
+        ("relay", "", "10.79.0.1", "a DHCP relay hands on requests of a network that the boot service does not have"),
+        ("relay", "", "10.79.0.0", "a DHCP relay hands on requests of a network that the boot service does not have"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("line", "remedy"),
+    [
+        ("no address range available for DHCP request via 10.79.0.1", "dnsmasq.relayed"),
+        ("no address range available for DHCP request via br0", "dnsmasq.range"),
+        ("Error sending DHCP packet to 10.79.0.1: Network is unreachable", "route"),
+        ("DHCP packet received on br0 which has no address", "dnsmasq.address"),
+        ("failed to write /var/lib/fleetd-boot/leases: No space left on device (retry in 60 s)", "room"),
+        ("ARP-cache injection failed: Operation not permitted", "CAP_NET_ADMIN"),
+    ],
+)
+def test_what_dnsmasq_cannot_do_is_said_with_a_remedy(line, remedy):
+    seen = LogReader().read(f"dnsmasq-dhcp[1]: {line}")
+    assert seen is not None
+    assert remedy in seen.remedy
+    assert (seen.stage == "relay") == ("via 10." in line)
 
 
 @given(st.text(max_size=300) | st.sampled_from(LOG.splitlines()).flatmap(lambda x: st.text(max_size=9).map(x.__add__)))

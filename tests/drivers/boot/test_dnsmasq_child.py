@@ -8,6 +8,7 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from structlog.testing import CapturingLogger
 
 from fleetd.drivers.boot.capabilities import BootHost
 from fleetd.drivers.boot.dnsmasq import Settings
@@ -136,3 +137,129 @@ async def test_a_child_that_says_very_long_lines_is_still_read(tmp_path):
     task.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await task
+
+
+@contextlib.asynccontextmanager
+async def running(child: Dnsmasq):
+    """Prepared, and kept up while the test looks."""
+    await child.prepare()
+    task = asyncio.create_task(child.run())
+    try:
+        async with asyncio.timeout(20):
+            yield task
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+
+async def until(condition) -> None:
+    while not condition():
+        await asyncio.sleep(0.01)
+
+
+# In place of dnsmasq: reads the hosts when `go` is there, then says that it started; notes what it is told.
+SLOW = """case $1 in --test) exit 0;; esac
+here="$(dirname "$0")"
+trap 'echo hup >> "$here/signals"' HUP
+trap 'exit 0' TERM
+cp "$here/state/hosts" "$here/read"
+while [ ! -e "$here/go" ]; do sleep 0.02; done
+echo 'dnsmasq: started, version 2.90' >&2
+while :; do sleep 0.02; done"""
+
+
+async def test_macs_that_came_while_it_started_are_told_once_it_is_up(tmp_path):
+    class Late(Desk):
+        async def hosts(self):
+            await until((tmp_path / "read").exists)
+            return [BootHost(name="h", mac=MAC, rack="r", site="s")]
+
+    async with running(made(tmp_path, Late(), SLOW)):
+        await until(lambda: MAC in (tmp_path / "state" / "hosts").read_text())
+        (tmp_path / "go").touch()
+        await until((tmp_path / "signals").exists)
+        assert (tmp_path / "signals").read_text() == "hup\n"
+
+
+async def test_a_reload_takes_other_loaders_and_starts_nothing_anew(tmp_path):
+    child = made(tmp_path, script="case $1 in --test) exit 0;; esac; exec sleep 60")
+    other = tmp_path / "other"
+    other.mkdir()
+    async with running(child):
+        await until(lambda: child.starts)
+        for name in ("undionly.kpxe", "snponly.efi"):
+            (other / name).write_text(f"other {name}")
+        await child.reload(child._settings, other)
+        assert (tmp_path / "state" / "tftp" / "snponly.efi").read_text() == "other snponly.efi"
+        await asyncio.sleep(0)
+        assert child.starts == 1
+
+
+async def test_a_reload_that_is_refused_leaves_the_loaders_too(tmp_path):
+    child = made(tmp_path, script="case $1 in --test) ! grep -q br9 ${2#*=}; exit;; esac; exec sleep 60")
+    other = tmp_path / "other"
+    other.mkdir()
+    for name in ("undionly.kpxe", "snponly.efi"):
+        (other / name).write_text("other")
+    async with running(child):
+        with pytest.raises(Invalid):
+            await child.reload(msgspec.structs.replace(child._settings, interface="br9"), other)
+        assert (tmp_path / "state" / "tftp" / "snponly.efi").read_text() == "snponly.efi"
+        assert child._settings.interface == "br0"
+
+
+async def test_a_reload_ends_the_wait_of_one_that_could_not_start(tmp_path, monkeypatch):
+    monkeypatch.setattr("fleetd.drivers.boot.dnsmasq_child.backoff", lambda failures: 3600.0)
+    script = (
+        "case $1 in --test) exit 0;; esac\n"
+        "if grep -q 'interface=br0' ${2#*=}; then echo 'dnsmasq: unknown interface br0' >&2; exit 2; fi\n"
+        "echo 'dnsmasq: started, version 2.90' >&2; exec sleep 60"
+    )
+    child = made(tmp_path, script=script)
+    async with running(child):
+        await until(lambda: "unknown interface" in child.trouble)
+        await child.reload(msgspec.structs.replace(child._settings, interface="br1"), tmp_path / "files")
+        await child.up.wait()
+
+
+async def test_a_reload_while_it_is_being_started_is_not_lost(tmp_path, monkeypatch):
+    script = "case $1 in --test) exit 0;; esac; cp ${2#*=} $(dirname $0)/read; exec sleep 60"
+    child = made(tmp_path, script=script)
+    spawn, begun, go = asyncio.create_subprocess_exec, asyncio.Event(), asyncio.Event()
+
+    async def slowly(*words, **more):
+        process = await spawn(*words, **more)
+        if "--keep-in-foreground" in words and not begun.is_set():
+            await until(lambda: (tmp_path / "read").exists() and (tmp_path / "read").read_text())
+            begun.set()
+            await go.wait()
+        return process
+
+    monkeypatch.setattr(asyncio, "create_subprocess_exec", slowly)
+    async with running(child):
+        await begun.wait()
+        await child.reload(msgspec.structs.replace(child._settings, interface="br1"), tmp_path / "files")
+        go.set()
+        await until(lambda: "interface=br1" in (tmp_path / "read").read_text())
+
+
+async def test_what_it_cannot_do_is_logged_once_and_a_relay_is_told_to_the_desk(tmp_path, monkeypatch):
+    script = (
+        "case $1 in --test) exit 0;; esac\n"
+        "for i in 1 2 3; do\n"
+        "echo 'dnsmasq-dhcp[7]: no address range available for DHCP request via 10.79.0.1' >&2\n"
+        "echo 'dnsmasq-dhcp[7]: Error sending DHCP packet to 10.78.0.1: Network is unreachable' >&2\n"
+        "done\n"
+        "echo 'dnsmasq: started, version 2.90' >&2; exec sleep 60"
+    )
+    desk = Desk()
+    child = made(tmp_path, desk, script)
+    said = CapturingLogger()
+    monkeypatch.setattr("fleetd.drivers.boot.dnsmasq_child.log", said)
+    async with running(child):
+        await child.up.wait()
+        await until(lambda: desk.sightings)
+    assert [(s.stage, s.source) for s in desk.sightings] == [("relay", "10.79.0.1")]
+    cannot = [call.kwargs for call in said.calls if call.args == ("dnsmasq.cannot",)]
+    assert [("boot.yaml" in line["remedy"], line["relay"]) for line in cannot] == [(True, "10.79.0.1"), (False, "")]
