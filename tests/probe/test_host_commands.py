@@ -12,7 +12,7 @@ import pytest
 
 from fleetd.probe.build import build
 from fleetd.probe.host import efivars
-from fleetd.probe.host.machine import Journal
+from fleetd.probe.host.machine import Journal, started
 from fleetd.probe.host.order import Refusal
 from fleetd.probe.host.standin import RootMachine
 from fleetd.probe.host.work import choose, perform
@@ -165,12 +165,32 @@ def test_an_intent_that_was_cut_off_is_not_begun_again(root):
     running = json.loads(entry.read_text())
     assert act("wipe", order(), root)[0]["state"] == "running"
     assert act("status", {"intent": "step-1"}, root)[0]["state"] == "running"
-    entry.write_text(json.dumps(running | {"pid": 2**22 + 5}))  # no such process: it was killed
-    report, _ = act("wipe", order(), root)
-    assert (report["ok"], report["interrupted"]) == (False, True)
+    for gone in (
+        {"pid": 2**22 + 5},  # no such process: it was killed
+        {"started": running["started"] - 1},  # the kernel gave its id to another one
+        {"started": None},
+    ):
+        entry.write_text(json.dumps(running | gone))
+        report, _ = act("wipe", order(), root)
+        assert (report["ok"], report["interrupted"]) == (False, True)
+        assert act("status", {"intent": "step-1"}, root)[0]["interrupted"] is True
     entry.write_text("{damaged")
     assert act("wipe", order(), root)[0]["ok"] is False
     assert contents(root) == ["tenant:a"] * 3
+
+
+def test_a_program_that_was_killed_and_not_waited_for_is_dead(tmp_path):
+    """Its id still stands in the table of processes until its parent has looked: no work comes of it."""
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        began = started(process.pid)
+        assert began > 0
+        assert started(process.pid) == began
+        process.kill()
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        assert started(process.pid) == 0
+    (tmp_path / "7").mkdir()
+    (tmp_path / "7/stat").write_text("7 (a) 1 (b c) S " + " ".join(map(str, range(4, 53))))
+    assert started(7, str(tmp_path)) == 22
 
 
 def test_of_two_at_once_one_acts(tmp_path):
