@@ -128,6 +128,7 @@ class Drive:
             open_bmc=self._open_bmc,
             say_waiting=self._say_waiting,
             guard=self._guard,
+            persist=self._persist,
             progress=self._progress,
         )
 
@@ -524,6 +525,12 @@ class Drive:
         )
         await self.engine.pause(self.host.id, 2.0)
         return True
+
+    async def _persist(self, data: dict[str, Any]) -> None:
+        """What a step must find again after a crash. Raises StaleClaim."""
+        place = msgspec.structs.replace(self.place, data=dict(data))
+        await self._db.commit([run_rows.save_host(place, claim=self.claim)])
+        self.place = place
 
     async def _guard(self, seconds: float) -> None:
         """Right before a destructive call: read claim, state, lease and brakes again, and outlast the call with the claim.
