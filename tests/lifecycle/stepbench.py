@@ -138,6 +138,7 @@ class Bench:
         self.kept_seeds: list[Any] = []
         self.images: dict[str, Manifest] = {}
         self.intent = INTENT
+        self.allowed: list[float] = []
 
     def context(self, step: Step, shell: FakeShell, params: dict[str, Any] | None = None) -> StepContext:
         async def bmc() -> Any:
@@ -150,6 +151,9 @@ class Bench:
 
         async def guard(seconds: float) -> None:
             self.guarded += 1
+
+        async def allow(seconds: float) -> None:
+            self.allowed.append(seconds)
 
         async def manifest(name: str) -> Manifest:
             return self.images.get(name, msgspec.structs.replace(MANIFEST, name=name))
@@ -188,6 +192,7 @@ class Bench:
             say_waiting=say,
             guard=guard,
             persist=persist,
+            allow=allow,
             progress=lambda fields: None,
         )
 

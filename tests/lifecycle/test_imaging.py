@@ -319,6 +319,21 @@ async def test_the_daemon_restarts_in_the_middle_of_a_write(tmp_path, changed):
         assert len(list(sim.record.of(NAME, "wipe.done"))) == 1
 
 
+async def test_a_step_may_ask_for_more_time_and_so_the_host_gets_it(tmp_path, monkeypatch):
+    from fleetd.lifecycle.steps.wipe import Wipe
+
+    monkeypatch.setattr(Wipe, "seconds", 4.0)
+    monkeypatch.setattr(Wipe, "seconds_for", lambda self, drives: 50 * 3600.0)
+    async with world(tmp_path, Plan()) as w:
+        w.sim.hosts[NAME].timings = msgspec.structs.replace(w.sim.hosts[NAME].timings, wipe=1.0)
+        await w.apply()
+        run = await begin(w)
+        host = await until(w, lambda host: record(w, "wipe.begin"))
+        assert host.deadline is not None
+        assert host.deadline - host.state_since >= 54 * 3600  # the wipe's, and after it the state's own
+        assert (await w.ended(run.id)).state is RunState.PASSED, (await w.host()).status.findings
+
+
 # --- drift ----------------------------------------------------------------------------------------------------------
 
 

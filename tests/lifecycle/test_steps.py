@@ -131,6 +131,32 @@ async def test_a_drive_of_another_host_stops_it_before_any_order(name):
         assert b.guarded == 0
 
 
+@pytest.mark.parametrize(
+    ("sizes", "hours"),
+    [
+        ([], None),
+        ([10**12], None),  # within the usual four hours
+        ([20 * 10**12], 69),
+        ([20 * 10**12] * 16, 69),
+        ([4 * 10**12] * 17, 27),  # sixteen at once
+        ([2**63, 1], 96),
+        ([-1], None),
+    ],
+)
+async def test_a_wipe_of_large_disks_has_the_time_they_take(sizes, hours):
+    disks = [{"name": f"sd{i}", "serial": f"D{i}", "model": "M", "bytes": size} for i, size in enumerate(sizes)]
+    drives = [{**drive, "bytes": 60 * 10**12} for drive in DRIVES]  # these erase themselves
+    async with bench() as b:
+        report = wiped() | {"drives": [*wiped()["drives"], *(erased(disk["serial"], name="sda") for disk in disks)]}
+        step, shell = registry.get("wipe"), FakeShell(report, drives=[*drives, *disks])
+        outcome, ctx = await b.do(step, shell)
+        assert isinstance(outcome, Advance)
+        assert [int(seconds / 3600) for seconds in b.allowed] == ([] if hours is None else [hours])
+        b.allowed, shell.state, shell.looks = [], "running", 2  # after a restart
+        assert isinstance(await step.verify(ctx), Advance)
+        assert [int(seconds / 3600) for seconds in b.allowed] == ([] if hours is None else [hours])
+
+
 # --- write-image ----------------------------------------------------------------------------------------------------
 
 

@@ -65,7 +65,8 @@ class StepContext:
         open_bmc: Callable[[], Awaitable[Bmc]],
         say_waiting: Callable[[str, str, float, str], Awaitable[None]],
         guard: Callable[[float], Awaitable[None]],
-        persist: Callable[..., Awaitable[None]],
+        persist: Callable[[dict[str, Any]], Awaitable[None]],
+        allow: Callable[[float], Awaitable[None]],
         progress: Progress,
     ) -> None:
         self.host, self.run, self.sku, self.lease, self.params = host, run, sku, lease, params
@@ -75,6 +76,7 @@ class StepContext:
         self._say_waiting = say_waiting
         self.guard = guard
         self._persist = persist
+        self.allow = allow
         self.progress = progress
         # what is committed with the result
         self.observed: Observed | None = None

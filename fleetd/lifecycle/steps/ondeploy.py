@@ -139,6 +139,24 @@ class OnDeploy(Step):
         """A look at the drives that stand in the host now, before any order leaves: a finding when one may not be touched."""
         return None
 
+    def seconds_for(self, drives: Sequence[DriveReport]) -> float:
+        """Seconds that it may take on these drives, which the host says it has."""
+        return self.seconds
+
+    async def _say(self, ctx: StepContext, seconds: float) -> None:
+        await ctx.waiting(
+            f"{self.name} on the host",
+            remedy=f"look at its progress: `fleetctl host why {ctx.host.name}`; a deploy environment that hangs is"
+            " booted again when the step's time is over",
+            seconds=seconds,
+        )
+
+    async def _time(self, ctx: StepContext, drives: Sequence[DriveReport]) -> float:
+        seconds = self.seconds_for(drives)
+        if seconds > self.seconds:
+            await ctx.allow(seconds)
+        return seconds
+
     @abstractmethod
     async def judge(self, ctx: StepContext, report: HostReport) -> Outcome:
         """A finished report as an outcome."""
@@ -149,13 +167,10 @@ class OnDeploy(Step):
         except (IdentityUnproven, Unreachable) as error:
             return rewind(str(error), to="deploy")
         try:
-            await ctx.waiting(
-                f"{self.name} on the host",
-                remedy=f"look at its progress: `fleetctl host why {ctx.host.name}`; a deploy environment that hangs is"
-                " booted again when the step's time is over",
-                seconds=self.seconds,
-            )
+            await self._say(ctx, self.seconds)
             present = await self._status(ctx, shell, boot)
+            if (seconds := await self._time(ctx, present.drives)) > self.seconds:
+                await self._say(ctx, seconds)
             if (ended := await self._ended(ctx, present)) is not None:
                 return ended
             if self.touches:
@@ -171,13 +186,13 @@ class OnDeploy(Step):
                 **await self.order(ctx, boot, present.drives),
             }
             if self.destructive:
-                await ctx.guard(self.seconds)
+                await ctx.guard(seconds)
             try:
                 answer = await shell.run(
                     ctx.wires.host,
                     (self.command,),
                     stdin=msgspec.json.encode(order),
-                    timeout=self.seconds,
+                    timeout=seconds,
                     max_output=MAX_REPORT,
                     progress=ctx.progress,
                 )
@@ -227,7 +242,7 @@ class OnDeploy(Step):
                 await ctx.waiting(
                     f"{self.name} on the host, which was begun before the connection broke",
                     remedy=f"look again later; `fleetctl host power {ctx.host.name} off` ends it, then it is booted afresh",
-                    seconds=self.seconds,
+                    seconds=await self._time(ctx, report.drives),
                 )
             await ctx.clock.sleep(LOOK_AGAIN)
 
