@@ -195,6 +195,7 @@ class OnDeploy(Step):
                     timeout=seconds,
                     max_output=MAX_REPORT,
                     progress=ctx.progress,
+                    outlives_us=self.destructive,
                 )
             except Temporary:
                 # The order is out: a second one beside it would find its drive taken. Its own end is waited for.
