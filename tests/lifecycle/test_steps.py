@@ -139,7 +139,7 @@ async def test_a_drive_of_another_host_stops_it_before_any_order(name):
         ([20 * 10**12], 69),
         ([20 * 10**12] * 16, 69),
         ([4 * 10**12] * 17, 27),  # sixteen at once
-        ([2**63, 1], 96),
+        ([2**63 - 1, 1], 96),
         ([-1], None),
     ],
 )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -23,6 +23,10 @@ MAX_DRIVES = 256
 RECONNECTS = 3  # tries to reach a host whose answer got lost, before it is booted afresh
 LOOK_AGAIN = 2.0  # seconds between two looks at what it does
 
+# What the ledger can hold: a number beyond it is refused here, not when the evidence is stored and the step stays open.
+Count = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
+Seconds = Annotated[float, msgspec.Meta(ge=-1e9, le=1e9)]
+
 
 class Tried(msgspec.Struct, frozen=True, kw_only=True):
     """An erase method that did not work, and the drive's own answer."""
@@ -38,24 +42,24 @@ class DriveReport(msgspec.Struct, frozen=True, kw_only=True):
     serial: str
     model: str = ""
     firmware: str = ""
-    bytes: int = 0
-    seconds: float = 0.0
+    bytes: Count = 0
+    seconds: Seconds = 0.0
     reason: str = ""
     # wipe: `pattern_written` samples held a known pattern before the erase, `pattern_left` still did after it
     erased: bool = False
     method: str = ""
-    samples: int = 0
-    nonzero: int = 0
-    pattern_written: int | bool = 0
-    pattern_left: int | bool = 0
+    samples: Count = 0
+    nonzero: Count = 0
+    pattern_written: Count = 0
+    pattern_left: Count = 0
     tried: list[Tried] = []
     # write-image
     written: bool = False
-    wrote_bytes: int = 0
-    zero_bytes: int = 0
-    read_bytes: int = 0
+    wrote_bytes: Count = 0
+    zero_bytes: Count = 0
+    read_bytes: Count = 0
     url: str = ""
-    resumed: int = 0
+    resumed: Count = 0
 
 
 class TpmReport(msgspec.Struct, frozen=True, kw_only=True):
