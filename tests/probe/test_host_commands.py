@@ -179,6 +179,23 @@ def test_an_intent_that_was_cut_off_is_not_begun_again(root):
     assert contents(root) == ["tenant:a"] * 3
 
 
+def test_two_orders_never_work_side_by_side(root):
+    """One that arrived late, on a line thought to be cut, beside the one that was given in its place."""
+    work = perform("wipe", json.dumps(order()).encode(), RootMachine(str(root)))
+    next(work)
+    second = act("wipe", order(intent="step-2"), root)[0]
+    assert second["refused"]["code"] == "busy"
+    assert "step-1" in second["refused"]["reason"]
+    assert act("status", {"intent": "step-2"}, root)[0]["state"] == "unknown"
+    report, _ = finish(work)
+    assert report["ok"] is True
+    assert act("wipe", order(intent="step-2"), root)[0]["ok"] is True
+    # the program of one that was cut off is gone: a fresh intent need not wait for it
+    dead = {"state": "running", "pid": os.getpid(), "started": 1}
+    (root / "run/fleetd/intents/step-0.json").write_text(json.dumps(dead))
+    assert act("wipe", order(intent="step-3"), root)[0]["ok"] is True
+
+
 def test_a_program_that_was_killed_and_not_waited_for_is_dead(tmp_path):
     """Its id still stands in the table of processes until its parent has looked: no work comes of it."""
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:

@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
+from .order import Refusal
 from .source import Source
 
 MARKER = "/run/fleetd/deploy"
@@ -72,7 +73,10 @@ class Drive(Protocol):
 
 
 class Machine(Protocol):
-    """`began` journals before the act: the entry that already stood there, or None when it is ours to act."""
+    """`began` journals before the act: the entry that already stood there, or None when it is ours to act.
+
+    It raises Refusal `busy` where the order of another intent is being carried out: two would spoil each other's proof.
+    """
 
     lanes: int  # how many drives are erased at once, each in a thread of its own; 1: one after the other, no thread
 
@@ -140,7 +144,10 @@ class Journal:
         return part
 
     def began(self, intent: str, entry: dict[str, Any]) -> dict[str, Any] | None:
-        """Journal it; returns the entry that already stood there. Of two at once exactly one gets None."""
+        """Journal it; returns the entry that already stood there. Of two at once exactly one gets None.
+
+        Raises Refusal `busy` while the program of another intent works.
+        """
         part = self._part({**entry, "pid": os.getpid(), "started": started(os.getpid())})
         try:
             os.link(part, self._path(intent))  # fails if it exists, unlike rename
@@ -149,6 +156,20 @@ class Journal:
         finally:
             os.unlink(part)
         _sync(self._directory)
+        if (other := self._at_work(intent)) is not None:
+            os.unlink(self._path(intent))  # it did nothing, and may be ordered again
+            raise Refusal("busy", f"the order of intent {other} is being carried out here")
+        return None
+
+    def _at_work(self, intent: str) -> str | None:
+        """Another intent whose program works now: its order came late, or whoever gave it stopped listening.
+
+        Two that begin at the same time may both find each other, and both give way.
+        """
+        for name in sorted(os.listdir(self._directory)):
+            other = name.removesuffix(".json")
+            if other not in (intent, name) and (self.entry(other) or {}).get("state") == "running":
+                return other
         return None
 
     def ended(self, intent: str, entry: dict[str, Any]) -> None:
