@@ -139,6 +139,7 @@ class Bench:
         self.images: dict[str, Manifest] = {}
         self.intent = INTENT
         self.allowed: list[float] = []
+        self.waits: list[str] = []
 
     def context(self, step: Step, shell: FakeShell, params: dict[str, Any] | None = None) -> StepContext:
         async def bmc() -> Any:
@@ -148,6 +149,7 @@ class Bench:
             assert what
             assert remedy
             assert until
+            self.waits.append(what)
 
         async def guard(seconds: float) -> None:
             self.guarded += 1

@@ -144,6 +144,16 @@ async def test_an_answer_that_is_no_end_of_this_order_is_no_verdict_on_the_drive
         assert ctx.tenant_data is None
 
 
+async def test_a_long_wait_for_an_order_begun_before_is_told_once_and_not_at_every_look():
+    """Each telling is a row written: five thousand hosts that a restart found at work would write without end."""
+    async with bench() as b:
+        step, shell = registry.get("wipe"), FakeShell(wiped())
+        await b.do(step, shell)
+        shell.state, shell.looks, b.waits = "running", 5, []
+        assert isinstance(await step.verify(b.context(step, shell)), Advance)
+        assert len(b.waits) == 1
+
+
 @pytest.mark.parametrize("said", [{}, {"state": "done", "intent": "another"}, {"ok": False, "reason": "EIO"}])
 async def test_a_host_that_does_not_tell_what_became_of_an_order_gets_no_second_one(said):
     class Vague(FakeShell):

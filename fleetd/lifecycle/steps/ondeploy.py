@@ -226,7 +226,7 @@ class OnDeploy(Step):
         The host-side program works on without a listener, and its report waits in the journal: a wipe of hours is not
         begun again because a line or the daemon broke. A host that is gone for good is booted afresh.
         """
-        lost = 0
+        lost, told = 0, False
         while True:
             try:
                 boot, shell = await self._shell(ctx)
@@ -244,11 +244,14 @@ class OnDeploy(Step):
                 lost = 0
                 if report.state != "running" or report.interrupted:
                     return await self._ended(ctx, report)
-                await ctx.waiting(
-                    f"{self.name} on the host, which was begun before the connection broke",
-                    remedy=f"look again later; `fleetctl host power {ctx.host.name} off` ends it, then it is booted afresh",
-                    seconds=await self._time(ctx, report.drives),
-                )
+                if not told:
+                    told = True
+                    await ctx.waiting(
+                        f"{self.name} on the host, which was begun before the connection broke",
+                        remedy=f"look again later; `fleetctl host power {ctx.host.name} off` ends it, then it is booted"
+                        " afresh",
+                        seconds=await self._time(ctx, report.drives),
+                    )
             await ctx.clock.sleep(LOOK_AGAIN)
 
     async def _ended(self, ctx: StepContext, report: HostReport) -> Outcome | None:
