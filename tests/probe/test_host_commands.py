@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
 
@@ -392,3 +393,29 @@ def test_the_zipapp_speaks_as_it_should(root, tmp_path):
     here = run("wipe", stdin=json.dumps(order(intent="c")).encode())  # this very machine
     assert json.loads(here.stdout)["refused"]["code"] == "not-deploy"
     assert json.loads(run("status").stdout)["deploy"] is False
+
+
+def test_the_zipapp_works_on_without_a_listener(root, tmp_path):
+    """The line is cut in the middle: no pipe is read any more, the session hangs up, and the report waits in the journal."""
+    path = tmp_path / "host.pyz"
+    path.write_bytes(build("host").data)
+    for place in (root / "drives").iterdir():
+        place.write_text(json.dumps(json.loads(place.read_text()) | {"seconds": {"erase": 0.3}}))
+    command = [sys.executable, "-I", "-S", path, "wipe", "--root", root]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdin.write(json.dumps(order()).encode())
+        process.stdin.close()
+        assert json.loads(process.stderr.readline())["event"] == "erasing"
+        process.stdout.close()
+        process.stderr.close()
+        for number in (signal.SIGHUP, signal.SIGPIPE):
+            process.send_signal(number)
+        process.wait(30)  # its code says only that nobody took the last words
+    report = act("status", {"intent": "step-1"}, root)[0]
+    assert (report["ok"], report["state"], len(report["drives"])) == (True, "done", 3)
+    assert contents(root) == ["blank"] * 3
