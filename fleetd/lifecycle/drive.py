@@ -71,6 +71,7 @@ class Drive:
         self._bmc: Bmc | None = None
         self._writing = asyncio.Lock()  # a step and the line about its progress write the same row
         self._told = ""  # newest line of progress
+        self._limit: asyncio.Timeout | None = None  # of the step at work
 
     async def go(self) -> None:
         """Raises StaleClaim when another owner took over; whatever this one wanted to write is void then."""
@@ -128,6 +129,8 @@ class Drive:
             open_bmc=self._open_bmc,
             say_waiting=self._say_waiting,
             guard=self._guard,
+            persist=self._persist,
+            allow=functools.partial(self._allow, record.began),
             progress=self._progress,
         )
 
@@ -156,18 +159,18 @@ class Drive:
 
     async def _try(self, step: Step, ctx: StepContext, resumed: bool) -> Outcome:
         """`verify` then `do`, in the time the step and the host's state leave; every exception becomes an outcome."""
-        seconds = step.seconds
+        seconds, since = step.seconds, self._clock.wall()
         if self.host.deadline is not None:
             seconds = min(seconds, self.host.deadline - self._clock.wall())
         try:
-            async with asyncio.timeout(max(0.0, seconds)):
+            async with asyncio.timeout(max(0.0, seconds)) as self._limit:
                 if resumed and (found := await step.verify(ctx)) is not None:
                     return found
                 return await step.do(ctx)
         except TimeoutError:
             finding = Finding(
                 code="FLT-1003",
-                message=f"{step.name} did not finish in {max(0.0, seconds):.0f} s"
+                message=f"{step.name} did not finish in {max(0.0, self._clock.wall() - since):.0f} s"
                 + (f"; last told: {self._told}" if self._told else ""),
                 remedy=f"fleetctl host why {self.host.name}; then `fleetctl host release {self.host.name}` to try again"
                 + ("; what moved, but too slowly, will again: replace that part" if self._told else ""),
@@ -519,6 +522,25 @@ class Drive:
         )
         await self.engine.pause(self.host.id, 2.0)
         return True
+
+    async def _persist(self, data: dict[str, Any]) -> None:
+        """What a step must find again after a crash. Raises StaleClaim."""
+        place = msgspec.structs.replace(self.place, data=dict(data))
+        await self._db.commit([run_rows.save_host(place, claim=self.claim)])
+        self.place = place
+
+    async def _allow(self, began: float, seconds: float) -> None:
+        """More time than usual for the step, counted from its intent, and after it the usual time of the host's state.
+
+        A restart changes neither. Raises StaleClaim.
+        """
+        loop, until = asyncio.get_running_loop(), began + seconds
+        when = self._limit.when() if self._limit is not None else None
+        if self._limit is not None and when is not None:
+            self._limit.reschedule(max(when, loop.time() + until - self._clock.wall()))
+        deadline = until + (transitions.TABLE[self.host.state].deadline or 0.0)
+        if self.host.deadline is not None and deadline > self.host.deadline:
+            await self._write(lambda host: msgspec.structs.replace(host, deadline=deadline), [])
 
     async def _guard(self, seconds: float) -> None:
         """Right before a destructive call: read claim, state, lease and brakes again, and outlast the call with the claim.

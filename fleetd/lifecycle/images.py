@@ -31,6 +31,15 @@ from fleetd.store.database import Database
 AT_ONCE: Final = 2  # images taken in or measured at the same time: each costs a processor
 STREAM_LEAST: Final = 120.0  # seconds that a stream may take, and then so many bytes a second:
 STREAM_RATE: Final = 64 * 1024
+ORDERED: Final = "image"  # where a host's place in its run keeps what is being written
+
+
+class Ordered(msgspec.Struct, frozen=True, kw_only=True):
+    """The image of one order: it is judged by this, and this is needed until then. `step`: the index in the run."""
+
+    intent: str
+    step: int
+    manifest: Manifest
 
 
 class ImageDesk:
@@ -88,7 +97,7 @@ class ImageDesk:
         return frozenset(image.manifest.name for image in await rows.every(self._db))
 
     async def users(self) -> dict[str, list[str]]:
-        """Who needs which image: SKUs, leases that are not over, runs that write it."""
+        """Who needs which image: SKUs, leases that are not over, runs that name it or are writing it."""
         found: dict[str, list[str]] = {}
         for key, sku in (await inventory.skus(self._db)).items():
             found.setdefault(sku.image, []).append(f"SKU {key}")
@@ -99,7 +108,13 @@ class ImageDesk:
             for name in {step.params.get("image") for step in run.steps}:
                 if isinstance(name, str):
                     found.setdefault(name, []).append(f"run {run.id}")
-        return found
+        for place in await run_rows.active_hosts(self._db):
+            if (written := place.data.get(ORDERED)) is not None:
+                ordered = msgspec.convert(written, Ordered)
+                users = found.setdefault(ordered.manifest.name, [])
+                if ordered.step == place.step and f"run {place.run}" not in users:
+                    users.append(f"run {place.run}")
+        return {name: users for name, users in found.items() if users}
 
     # --- ordering ---------------------------------------------------------------------------------------------------
 

@@ -136,6 +136,10 @@ class Bench:
         self.guarded = 0
         self.lease: Any = None
         self.kept_seeds: list[Any] = []
+        self.images: dict[str, Manifest] = {}
+        self.intent = INTENT
+        self.allowed: list[float] = []
+        self.waits: list[str] = []
 
     def context(self, step: Step, shell: FakeShell, params: dict[str, Any] | None = None) -> StepContext:
         async def bmc() -> Any:
@@ -145,12 +149,19 @@ class Bench:
             assert what
             assert remedy
             assert until
+            self.waits.append(what)
 
         async def guard(seconds: float) -> None:
             self.guarded += 1
 
+        async def allow(seconds: float) -> None:
+            self.allowed.append(seconds)
+
         async def manifest(name: str) -> Manifest:
-            return msgspec.structs.replace(MANIFEST, name=name)
+            return self.images.get(name, msgspec.structs.replace(MANIFEST, name=name))
+
+        async def persist(data: dict[str, Any]) -> None:
+            self.data = json.loads(json.dumps(data))  # what a restarted daemon would find
 
         def keep(host: Any, seed: Any) -> list[Any]:
             self.kept_seeds.append(seed)
@@ -173,7 +184,7 @@ class Bench:
             sku=self.sku,
             lease=self.lease,
             params=msgspec.convert(params or {}, type(step).Params),
-            intent=INTENT,
+            intent=self.intent,
             index=0,
             data=self.data,
             db=self.fleet.db,
@@ -182,6 +193,8 @@ class Bench:
             open_bmc=bmc,
             say_waiting=say,
             guard=guard,
+            persist=persist,
+            allow=allow,
             progress=lambda fields: None,
         )
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from fleetd.checks.judge import clean
-from fleetd.kit.errors import DeadlineExceeded, Unreachable, Unsupported
+from fleetd.kit.errors import DeadlineExceeded, Garbled, Unreachable, Unsupported
 from fleetd.lifecycle import drift, progress
 from fleetd.lifecycle.outcome import Advance, Fail, Rewind
 from fleetd.lifecycle.steps import registry
@@ -36,9 +36,34 @@ async def test_a_sata_drive_does_not_stand_for_an_nvme_drive_that_is_gone():
 async def test_drives_beside_the_nvme_drives_are_erased_and_not_counted():
     async with bench() as b:
         drives = [*wiped()["drives"], erased("SATA1", name="sda")]
-        outcome, _ = await b.do(registry.get("wipe"), {"ok": True, "drives": drives})
+        shell = FakeShell({"ok": True, "drives": drives}, drives=[*DRIVES, SATA])
+        outcome, _ = await b.do(registry.get("wipe"), shell)
         assert isinstance(outcome, Advance)
         assert "SATA1" in outcome.evidence["drives"]
+
+
+@pytest.mark.parametrize(("told", "missing"), [([], "SATA1"), ([erased("OTHER", name="sda")], "SATA1")])
+async def test_a_drive_that_was_to_be_erased_and_is_not_told_of_is_not_erased(told, missing):
+    """Also after a restart, when only the ledger knows what was ordered."""
+    async with bench() as b:
+        step = registry.get("wipe")
+        shell = FakeShell({"ok": True, "drives": [*wiped()["drives"], *told]}, drives=[*DRIVES, SATA])
+        outcome, ctx = await b.do(step, shell)
+        for found in (outcome, await step.verify(ctx)):
+            assert isinstance(found, Fail)
+            assert found.finding.code == "storage.count"
+            assert missing in found.finding.message
+            assert found.finding.parts == (missing,)
+        assert ctx.tenant_data is None
+
+
+@pytest.mark.parametrize("field", ["bytes", "samples", "wrote_bytes", "pattern_written", "seconds"])
+@pytest.mark.parametrize("value", [2**63, 2**64, 2**80, -(2**63) - 1, 1e300])
+def test_numbers_that_the_ledger_cannot_hold_are_no_report(field, value):
+    """Met only when the evidence is stored, one would leave the step open and tried again until the state's deadline."""
+    said = {"intent": "i", "ok": True, "drives": [erased("S0", **{field: value})]}
+    with pytest.raises(Garbled, match="cannot be read"):
+        read_host_report(json.dumps(said).encode())
 
 
 async def test_a_drive_told_twice_does_not_stand_for_one_left_out():
@@ -50,7 +75,9 @@ async def test_a_drive_told_twice_does_not_stand_for_one_left_out():
         assert ctx.tenant_data is None
 
 
-@pytest.mark.parametrize("said", [{"pattern_written": 0}, {"pattern_written": -1}, {"samples": -1}, {"nonzero": -1}])
+@pytest.mark.parametrize(
+    "said", [{"pattern_written": 0}, {"pattern_written": 67}, {"pattern_written": -1}, {"samples": -1}, {"nonzero": -1}]
+)
 async def test_zeros_without_a_pattern_before_are_no_proof(said):
     async with bench() as b:
         outcome, ctx = await b.do(registry.get("wipe"), wiped(said))
@@ -115,6 +142,16 @@ async def test_an_answer_that_is_no_end_of_this_order_is_no_verdict_on_the_drive
         outcome, ctx = await b.do(registry.get(name), Elsewhere({}))
         assert isinstance(outcome, Rewind)
         assert ctx.tenant_data is None
+
+
+async def test_a_long_wait_for_an_order_begun_before_is_told_once_and_not_at_every_look():
+    """Each telling is a row written: five thousand hosts that a restart found at work would write without end."""
+    async with bench() as b:
+        step, shell = registry.get("wipe"), FakeShell(wiped())
+        await b.do(step, shell)
+        shell.state, shell.looks, b.waits = "running", 5, []
+        assert isinstance(await step.verify(b.context(step, shell)), Advance)
+        assert len(b.waits) == 1
 
 
 @pytest.mark.parametrize("said", [{}, {"state": "done", "intent": "another"}, {"ok": False, "reason": "EIO"}])

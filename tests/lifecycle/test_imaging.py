@@ -9,6 +9,7 @@ import aiohttp
 import msgspec
 import pytest
 
+from fleetd.kit.errors import Conflict
 from fleetd.lifecycle.drive import Drive
 from fleetd.lifecycle.outcome import Advance
 from fleetd.model.check import Action
@@ -18,7 +19,7 @@ from fleetd.model.power import PowerVerb
 from fleetd.model.run import Run, RunState
 from fleetd.store import events
 from fleetd.store import runs as run_rows
-from tests.world import ADMIN, B200, GB200, H100, KEY, ROOT, Plan, World, name_of, world
+from tests.world import ADMIN, B200, GB200, H100, KEY, ROOT, Plan, World, image_names, name_of, world
 
 pytestmark = pytest.mark.slow
 NAME = name_of("lou-t01", 1)
@@ -266,8 +267,12 @@ async def test_progress_of_a_long_write_is_told(tmp_path, monkeypatch):
         assert any("write-image: writing drive" in event.data["text"] for event in told)
 
 
-async def test_the_daemon_restarts_in_the_middle_of_a_write(tmp_path):
-    """Parked while the host writes, and another one opened on the same ledger: one image per intent, and it boots."""
+@pytest.mark.parametrize("changed", [False, True])
+async def test_the_daemon_restarts_in_the_middle_of_a_write(tmp_path, changed):
+    """Killed while the host writes, and another one opened on the same ledger: one image per intent, and it boots.
+
+    `changed`: meanwhile the SKU got another image. What was ordered is judged, and stays needed until it is judged.
+    """
     from fleetd.daemon.config import load
     from fleetd.daemon.wiring import build_house
     from fleetd.sim.site import SimSite
@@ -300,10 +305,33 @@ async def test_the_daemon_restarts_in_the_middle_of_a_write(tmp_path):
                             await asyncio.sleep(0.01)
                     work.cancel()  # as good as killed: no step reaches its safe point
                     await asyncio.gather(work, return_exceptions=True)
+                    if changed:
+                        old = next(iter(image_names(tmp_path)))
+                        sku = tmp_path / f"inventory/skus/{H100}.yaml"
+                        sku.write_text(sku.read_text().replace(f"image: {old}\n", "image: another\n"))
+                        await w.apply()
+                        with pytest.raises(Conflict) as caught:
+                            await w.services.images.remove(old, who=ADMIN)
+                        assert caught.value.why == f"run {run_id}"
                 await house.boot.stop()
         intents = [entry.data["intent"] for entry in sim.record.of(NAME, "drive.write")]
         assert len(intents) == len(set(intents))
         assert len(list(sim.record.of(NAME, "wipe.done"))) == 1
+
+
+async def test_a_step_may_ask_for_more_time_and_so_the_host_gets_it(tmp_path, monkeypatch):
+    from fleetd.lifecycle.steps.wipe import Wipe
+
+    monkeypatch.setattr(Wipe, "seconds", 4.0)
+    monkeypatch.setattr(Wipe, "seconds_for", lambda self, drives: 50 * 3600.0)
+    async with world(tmp_path, Plan()) as w:
+        w.sim.hosts[NAME].timings = msgspec.structs.replace(w.sim.hosts[NAME].timings, wipe=1.0)
+        await w.apply()
+        run = await begin(w)
+        host = await until(w, lambda host: record(w, "wipe.begin"))
+        assert host.deadline is not None
+        assert host.deadline - host.state_since >= 54 * 3600  # the wipe's, and after it the state's own
+        assert (await w.ended(run.id)).state is RunState.PASSED, (await w.host()).status.findings
 
 
 # --- drift ----------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from types import SimpleNamespace
 from typing import Any
@@ -130,6 +131,32 @@ async def test_a_drive_of_another_host_stops_it_before_any_order(name):
         assert b.guarded == 0
 
 
+@pytest.mark.parametrize(
+    ("sizes", "hours"),
+    [
+        ([], None),
+        ([10**12], None),  # within the usual four hours
+        ([20 * 10**12], 69),
+        ([20 * 10**12] * 16, 69),
+        ([4 * 10**12] * 17, 27),  # sixteen at once
+        ([2**63 - 1, 1], 96),
+        ([-1], None),
+    ],
+)
+async def test_a_wipe_of_large_disks_has_the_time_they_take(sizes, hours):
+    disks = [{"name": f"sd{i}", "serial": f"D{i}", "model": "M", "bytes": size} for i, size in enumerate(sizes)]
+    drives = [{**drive, "bytes": 60 * 10**12} for drive in DRIVES]  # these erase themselves
+    async with bench() as b:
+        report = wiped() | {"drives": [*wiped()["drives"], *(erased(disk["serial"], name="sda") for disk in disks)]}
+        step, shell = registry.get("wipe"), FakeShell(report, drives=[*drives, *disks])
+        outcome, ctx = await b.do(step, shell)
+        assert isinstance(outcome, Advance)
+        assert [int(seconds / 3600) for seconds in b.allowed] == ([] if hours is None else [hours])
+        b.allowed, shell.state, shell.looks = [], "running", 2  # after a restart
+        assert isinstance(await step.verify(ctx), Advance)
+        assert [int(seconds / 3600) for seconds in b.allowed] == ([] if hours is None else [hours])
+
+
 # --- write-image ----------------------------------------------------------------------------------------------------
 
 
@@ -175,6 +202,34 @@ async def test_an_image_is_ordered_whole_and_its_proof_kept_without_the_ticket()
         again = FakeShell(written())
         await b.do(registry.get("write-image"), again)
         assert again.orders[0][1]["seed"]["instance_id"] != order["seed"]["instance_id"]
+
+
+@pytest.mark.parametrize("again", ["verify", "do"])
+async def test_an_image_is_judged_by_what_was_ordered_whatever_its_name_means_now(again):
+    """The answer was lost, the daemon died, and the SKU got another image before the next one asked."""
+    async with bench() as b:
+        step, shell = registry.get("write-image"), FakeShell(written())
+        b.images[b.sku.image] = MANIFEST
+        shell.broken = Unreachable("the line is cut")
+        shell.interrupted, shell.looks = False, 1
+        ctx = b.context(step, shell)
+        with contextlib.suppress(Unreachable):
+            await step.do(ctx)
+        b.images[b.sku.image] = msgspec.structs.replace(MANIFEST, sha256="d" * 64, raw_sha256="e" * 64)
+        b.sku = msgspec.structs.replace(b.sku, image="another")
+        b.images["another"] = msgspec.structs.replace(MANIFEST, name="another", raw_sha256="f" * 64)
+        shell.state = "done"
+        ctx = b.context(step, shell)
+        outcome = await (step.verify(ctx) if again == "verify" else step.do(ctx))
+        assert isinstance(outcome, Advance)
+        assert outcome.text.startswith("image ubuntu written")
+        assert len(shell.orders) == 1
+        # another intent is another order: it means what the name means now
+        shell.state, b.intent = "unknown", "intent-0002"
+        outcome, _ = await b.do(step, shell)
+        assert shell.orders[-1][1]["image"]["name"] == "another"
+        assert isinstance(outcome, Fail)
+        assert "the manifest says sha256:ffff" in outcome.finding.message
 
 
 async def test_a_tenants_image_holds_the_tenants_keys_and_none_of_ours():

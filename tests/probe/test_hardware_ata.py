@@ -31,6 +31,9 @@ class Sata:
         self.log = []
         self.fails: set[int] = set()
         self.states = [registers()]
+        self.sectors, self.native, self.knows = 4096, 4096, ""  # knows: "hpa", "amac"
+        self.words: dict[int, int] = {}
+        self.short = False  # an adapter that cuts the answer
         self.ends = registers(count=1 << 15)
 
     def identity(self):
@@ -40,7 +43,13 @@ class Sata:
         words[23:27] = [int.from_bytes(b"FW1".ljust(8)[i : i + 2], "big") for i in range(0, 8, 2)]
         words[59], words[128] = self.features, self.security | (self.password is not None) << 1
         words[89], words[90] = 30, 0x8000 | 2
-        return struct.pack("<256H", *words)
+        words[82], words[83] = (self.knows == "hpa") << 10, 1 << 14 | 1 << 10
+        words[119] = 1 << 14 | (self.knows == "amac") << 8
+        words[100:104] = struct.unpack("<4H", self.sectors.to_bytes(8, "little"))
+        words[60:62] = struct.unpack("<2H", self.sectors.to_bytes(4, "little"))
+        for at, word in self.words.items():
+            words[at] = word
+        return struct.pack("<256H", *words)[: 256 if self.short else 512]
 
     def __call__(self, request):
         cdb = request.cdb
@@ -50,6 +59,10 @@ class Sata:
         if command == ata.SANITIZE and feature == 0:
             return self.states[0] if len(self.states) == 1 else self.states.pop(0)
         self.log.append((command, request.data[:34], request.time))
+        if (command, feature, self.knows) in ((0x27, 0, "hpa"), (0x78, 0, "amac")) and command not in self.fails:
+            assert cdb[:3] == bytes((0x85, 3 << 1 | 1, 1 << 5))  # no data, extended, the registers back
+            assert cdb[13] & 0x40  # LBA
+            return registers(lba=self.native - 1)
         if command in self.fails:
             return ABORTED
         if command == ata.SANITIZE:
@@ -144,6 +157,62 @@ def test_a_drive_that_keeps_the_password_did_not_erase():
     drive.password = ata.PASSWORD
     with pytest.raises(OSError, match="still stands"):
         list(ata.erase(drive, "ata-security-erase"))
+
+
+@pytest.mark.parametrize("knows", ["hpa", "amac"])
+@pytest.mark.parametrize(("native", "hidden"), [(4096, 0), (4097, 1), (2**33, 2**33 - 4096)])
+def test_what_lies_behind_the_highest_address_is_counted(knows, native, hidden):
+    drive = Sata()
+    drive.knows, drive.native = knows, native
+    assert ata.hidden(drive) == hidden
+    assert drive.commands() == [0x27 if knows == "hpa" else 0x78]
+
+
+def test_a_drive_that_can_hide_sectors_and_does_not_tell_is_no_drive_without():
+    drive = Sata()
+    assert ata.hidden(drive) == 0
+    assert drive.log == []  # it knows no way to hide any
+    for knows, command in (("hpa", 0x27), ("amac", 0x78)):
+        drive.knows, drive.fails = knows, {command}
+        with pytest.raises(OSError, match="does not tell"):
+            ata.hidden(drive)
+    drive.knows, drive.fails = "hpa", set()
+    drive.words = {83: 1 << 14}  # of the time before 48-bit addresses
+    with pytest.raises(OSError, match="does not tell"):
+        ata.hidden(drive)
+
+
+@pytest.mark.parametrize("status", [0x51, 0x70, 0x20])
+def test_an_answer_with_an_error_in_it_is_none(status):
+    drive = Sata()
+    drive.knows = "amac"
+    told = registers(lba=4095, status=status, error=4)
+
+    def send(request):
+        return told if request.cdb[14] == 0x78 else drive(request)
+
+    with pytest.raises(OSError, match="does not tell"):
+        ata.hidden(send)
+
+
+def test_a_short_identity_is_the_drives_fault_and_no_bug():
+    """`wipe_drive` takes an OSError as this drive's own; anything else would end the erasing of all the others."""
+    drive = Sata()
+    drive.short = True
+    for call in (lambda: ata.identify(drive), lambda: list(ata.erase(drive, "ata-security-erase"))):
+        with pytest.raises(OSError, match="IDENTIFY DEVICE"):
+            call()
+
+
+@pytest.mark.parametrize(
+    ("told", "limit"), [(0x8000 | 900, 900 * 240 + 600.0), (0x8000 | 0x7FFE, ata.LONGEST), (0, ata.LONGEST)]
+)
+def test_a_large_drive_gets_the_time_it_asks_for(told, limit):
+    """900 x 2 minutes are 30 hours: a disk of 20 TB."""
+    drive = Sata()
+    drive.words = {89: told}
+    list(ata.erase(drive, "ata-security-erase"))
+    assert drive.log[-1][2] == limit
 
 
 def test_ata_sanitize_to_its_end():

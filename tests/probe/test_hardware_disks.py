@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 
@@ -11,7 +12,10 @@ from fleetd.probe.host import devices, nvme, real
 from fleetd.probe.host.blockdev import CHUNK, BlockDevice
 from fleetd.probe.host.devices import Found
 from fleetd.probe.host.order import Refusal
+from fleetd.probe.host.wipe import wipe_drive
+from tests.probe.imaging import finish
 from tests.probe.nvme_rig import FakeNvme
+from tests.probe.test_hardware_ata import Sata
 
 MB = 1 << 20
 
@@ -335,6 +339,37 @@ def test_a_disk_without_an_erase_of_its_own_is_overwritten_only(tmp_path):
         list(drive.erase("nvme-format-crypto", "i"))
     list(drive.erase("overwrite", "i"))
     assert not any((tmp_path / "vda").read_bytes())
+
+
+@pytest.fixture
+def sata(tmp_path, monkeypatch):
+    """(drive, what answers its commands, path)"""
+    path = tmp_path / "sda"
+    path.write_bytes(os.urandom(MB))
+    inside = Sata(security=0)
+
+    @contextlib.contextmanager
+    def generic(self):
+        yield inside
+
+    monkeypatch.setattr(real.RealDrive, "_generic", generic)
+    return real.RealDrive(Found("ata", "sda", ("sda",), "SN-1", "M", "F", MB), dev=str(tmp_path)), inside, path
+
+
+def test_an_overwrite_that_cannot_reach_all_of_a_drive_is_none(sata):
+    """What a tenant put behind the highest address (HPA) would be there for the next one."""
+    drive, inside, path = sata
+    inside.knows, inside.native = "hpa", inside.sectors + 2048
+    before = path.read_bytes()
+    with pytest.raises(OSError, match=r"2048 sectors .* remedy: .*pull the drive"):
+        list(drive.erase("overwrite", "i"))
+    assert path.read_bytes() == before
+    result = finish(wipe_drive(drive, "i"))[0]
+    assert (result["erased"], result["method"]) == (False, "")
+    assert "2048 sectors" in result["reason"]
+    inside.native = inside.sectors
+    result = finish(wipe_drive(drive, "i"))[0]
+    assert (result["erased"], result["method"]) == (True, "overwrite")
 
 
 def test_a_controller_without_namespaces_cannot_be_opened():

@@ -101,6 +101,15 @@ def test_what_a_tenant_left_is_removed(firmware):
     assert not left & {"BootNext", "DriverOrder", "Driver0000", "SysPrep0001", "Boot0004"}
 
 
+@pytest.mark.parametrize("sub", [19, 34])
+def test_a_target_of_a_tenants_over_the_network_is_removed(firmware, sub):
+    """Kept behind our disk, it would start whenever that one is wiped."""
+    put(firmware, "Boot0003", entry("iSCSI", (2, 1, bytes(8)), (3, 11, bytes(33)), (3, sub, bytes(14) + b"iqn.evil\0")))
+    report = boot_order(Variables(str(firmware)), DISK, {ESP})
+    assert report["removed"] == ["0003"]
+    assert order(firmware)[1:] == ["0001", "0002", "0000"]
+
+
 def test_without_a_disk_it_only_removes(firmware):
     put(firmware, "Boot0003", efi.build("fleetd disk", DISK, efi.LOADER))
     put(firmware, "BootOrder", struct.pack("<4H", 3, 1, 2, 0))

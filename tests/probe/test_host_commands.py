@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
 
@@ -12,7 +13,7 @@ import pytest
 
 from fleetd.probe.build import build
 from fleetd.probe.host import efivars
-from fleetd.probe.host.machine import Journal
+from fleetd.probe.host.machine import Journal, started
 from fleetd.probe.host.order import Refusal
 from fleetd.probe.host.standin import RootMachine
 from fleetd.probe.host.work import choose, perform
@@ -165,12 +166,49 @@ def test_an_intent_that_was_cut_off_is_not_begun_again(root):
     running = json.loads(entry.read_text())
     assert act("wipe", order(), root)[0]["state"] == "running"
     assert act("status", {"intent": "step-1"}, root)[0]["state"] == "running"
-    entry.write_text(json.dumps(running | {"pid": 2**22 + 5}))  # no such process: it was killed
-    report, _ = act("wipe", order(), root)
-    assert (report["ok"], report["interrupted"]) == (False, True)
+    for gone in (
+        {"pid": 2**22 + 5},  # no such process: it was killed
+        {"started": running["started"] - 1},  # the kernel gave its id to another one
+        {"started": None},
+    ):
+        entry.write_text(json.dumps(running | gone))
+        report, _ = act("wipe", order(), root)
+        assert (report["ok"], report["interrupted"]) == (False, True)
+        assert act("status", {"intent": "step-1"}, root)[0]["interrupted"] is True
     entry.write_text("{damaged")
     assert act("wipe", order(), root)[0]["ok"] is False
     assert contents(root) == ["tenant:a"] * 3
+
+
+def test_two_orders_never_work_side_by_side(root):
+    """One that arrived late, on a line thought to be cut, beside the one that was given in its place."""
+    work = perform("wipe", json.dumps(order()).encode(), RootMachine(str(root)))
+    next(work)
+    second = act("wipe", order(intent="step-2"), root)[0]
+    assert second["refused"]["code"] == "busy"
+    assert "step-1" in second["refused"]["reason"]
+    assert act("status", {"intent": "step-2"}, root)[0]["state"] == "unknown"
+    report, _ = finish(work)
+    assert report["ok"] is True
+    assert act("wipe", order(intent="step-2"), root)[0]["ok"] is True
+    # the program of one that was cut off is gone: a fresh intent need not wait for it
+    dead = {"state": "running", "pid": os.getpid(), "started": 1}
+    (root / "run/fleetd/intents/step-0.json").write_text(json.dumps(dead))
+    assert act("wipe", order(intent="step-3"), root)[0]["ok"] is True
+
+
+def test_a_program_that_was_killed_and_not_waited_for_is_dead(tmp_path):
+    """Its id still stands in the table of processes until its parent has looked: no work comes of it."""
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        began = started(process.pid)
+        assert began > 0
+        assert started(process.pid) == began
+        process.kill()
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        assert started(process.pid) == 0
+    (tmp_path / "7").mkdir()
+    (tmp_path / "7/stat").write_text("7 (a) 1 (b c) S " + " ".join(map(str, range(4, 53))))
+    assert started(7, str(tmp_path)) == 22
 
 
 def test_of_two_at_once_one_acts(tmp_path):
@@ -355,3 +393,29 @@ def test_the_zipapp_speaks_as_it_should(root, tmp_path):
     here = run("wipe", stdin=json.dumps(order(intent="c")).encode())  # this very machine
     assert json.loads(here.stdout)["refused"]["code"] == "not-deploy"
     assert json.loads(run("status").stdout)["deploy"] is False
+
+
+def test_the_zipapp_works_on_without_a_listener(root, tmp_path):
+    """The line is cut in the middle: no pipe is read any more, the session hangs up, and the report waits in the journal."""
+    path = tmp_path / "host.pyz"
+    path.write_bytes(build("host").data)
+    for place in (root / "drives").iterdir():
+        place.write_text(json.dumps(json.loads(place.read_text()) | {"seconds": {"erase": 0.3}}))
+    command = [sys.executable, "-I", "-S", path, "wipe", "--root", root]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdin.write(json.dumps(order()).encode())
+        process.stdin.close()
+        assert json.loads(process.stderr.readline())["event"] == "erasing"
+        process.stdout.close()
+        process.stderr.close()
+        for number in (signal.SIGHUP, signal.SIGPIPE):
+            process.send_signal(number)
+        process.wait(30)  # its code says only that nobody took the last words
+    report = act("status", {"intent": "step-1"}, root)[0]
+    assert (report["ok"], report["state"], len(report["drives"])) == (True, "done", 3)
+    assert contents(root) == ["blank"] * 3

@@ -41,6 +41,15 @@ def test_samples_are_spread_and_hold_a_backup_table(size, intent):
     assert sample_offsets(size, intent, "E") != offsets
 
 
+@given(size=st.integers(1 << 20, 1 << 45), begin=st.floats(0, 1), intent=st.text("abcdef", min_size=1, max_size=8))
+def test_a_part_that_an_erase_left_out_is_met_when_it_is_a_thirty_second_of_the_drive(size, begin, intent):
+    """Decision 0013 tells it so; smaller ones are met by chance."""
+    size = size // BLOCK * BLOCK
+    hole = size // 32 + 2 * BLOCK
+    at = int(begin * (size - hole))
+    assert any(at <= offset and offset + BLOCK <= at + hole for offset in sample_offsets(size, intent, "S"))
+
+
 def test_patterns_are_never_zero_and_never_alike():
     seen = {pattern(i, s, o) for i in ("a", "b") for s in ("D", "E") for o in (0, 4096)}
     assert len(seen) == 8

@@ -51,10 +51,12 @@ class Shell(Protocol):
         timeout: float,
         max_output: int,
         progress: Progress | None = None,
+        outlives_us: bool = False,
     ) -> bytes:
         """Push the zipapp if this host lacks it (by digest), run `python3 -I APP ARGUMENTS`, return its stdout.
 
         stderr lines that are JSON objects go to `progress`; the rest is kept for the error message (bounded).
+        Whoever stops waiting (a deadline, a cancelled task) kills the program, unless it `outlives_us`.
         """
 
     async def close(self) -> None:

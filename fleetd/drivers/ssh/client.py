@@ -189,6 +189,7 @@ class SshShell:
         timeout: float,
         max_output: int,
         progress: Progress | None = None,
+        outlives_us: bool = False,
     ) -> bytes:
         """See `Shell.run`. The deadline covers pushing too."""
         try:
@@ -196,7 +197,7 @@ class SshShell:
                 place = await self._ensure(app)
                 command = remote.run(place, app.name, app.digest, arguments)
                 talk = Talk(max_output, progress)
-                code = await self._execute(command, stdin, talk)
+                code = await self._execute(command, stdin, talk, kill=not outlives_us)
         except TimeoutError as error:
             raise DeadlineExceeded(
                 f"`{app.name}` on host {self.target.host} did not finish within {timeout:.0f} s",
@@ -251,8 +252,8 @@ class SshShell:
             code = await self._execute(command, stdin, talk)
         return code, talk.tail
 
-    async def _execute(self, command: str, stdin: bytes, talk: Talk) -> int | None:
-        """Run one command to its end; its exit code, None when a signal ended it."""
+    async def _execute(self, command: str, stdin: bytes, talk: Talk, *, kill: bool = True) -> int | None:
+        """Run one command to its end; its exit code, None when a signal ended it. Left before its end it is killed."""
         try:
             process = await self._connection.create_process(command, encoding=None)
         except asyncssh.ChannelOpenError as error:
@@ -275,8 +276,9 @@ class SshShell:
             raise Unreachable(f"the SSH connection to host {self.target.host} broke", why=_said(error)) from error
         finally:
             if not done:
-                with contextlib.suppress(asyncssh.Error, OSError):
-                    process.kill()
+                if kill:
+                    with contextlib.suppress(asyncssh.Error, OSError):
+                        process.kill()
                 process.channel.abort()
         if process.exit_status is None and not self.alive:
             self._forget(self)

@@ -65,6 +65,8 @@ class StepContext:
         open_bmc: Callable[[], Awaitable[Bmc]],
         say_waiting: Callable[[str, str, float, str], Awaitable[None]],
         guard: Callable[[float], Awaitable[None]],
+        persist: Callable[[dict[str, Any]], Awaitable[None]],
+        allow: Callable[[float], Awaitable[None]],
         progress: Progress,
     ) -> None:
         self.host, self.run, self.sku, self.lease, self.params = host, run, sku, lease, params
@@ -73,6 +75,8 @@ class StepContext:
         self.bmc = open_bmc
         self._say_waiting = say_waiting
         self.guard = guard
+        self._persist = persist
+        self.allow = allow
         self.progress = progress
         # what is committed with the result
         self.observed: Observed | None = None
@@ -87,6 +91,14 @@ class StepContext:
         from fleetd.lifecycle.outcome import here
 
         await self._say_waiting(what, remedy, self.clock.wall() + seconds, here())
+
+    async def keep(self, **data: Any) -> None:
+        """Put these into `data` and commit it now, not with the result: a restarted daemon finds them beside the open intent.
+
+        `data` may hold what JSON holds. Raises StaleClaim.
+        """
+        self.data |= data
+        await self._persist(self.data)
 
     def resolve(self, text: str) -> str:
         """`{{ sku.image }}`, `{{ lease.image }}`, `{{ host.name }}`: the only templates a playbook may hold."""

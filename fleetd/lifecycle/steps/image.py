@@ -12,6 +12,7 @@ import msgspec
 from fleetd.checks.judge import clean
 from fleetd.drivers.ssh.keys import new_key_pair
 from fleetd.lifecycle.credentials import Seed
+from fleetd.lifecycle.images import ORDERED, Ordered
 from fleetd.lifecycle.outcome import Fail, Outcome, Retry, advance, fail, here
 from fleetd.lifecycle.steps.base import StepContext
 from fleetd.lifecycle.steps.ondeploy import DriveReport, HostReport, OnDeploy, unwiped
@@ -59,6 +60,9 @@ class WriteImage(OnDeploy):
     async def order(self, ctx: StepContext, boot: Boot, drives: list[DriveReport]) -> dict[str, Any]:
         params: WriteImage.Params = ctx.params
         manifest = await ctx.wires.images.manifest(ctx.resolve(params.image))
+        # Pinned before the order leaves: what the name means may be another image by the time the report is judged.
+        pinned = Ordered(intent=ctx.intent, step=ctx.index, manifest=manifest)
+        await ctx.keep(**{ORDERED: msgspec.to_builtins(pinned)})
         host_private, host_public = new_key_pair(f"host {ctx.host.name}")
         private, public = ("", "") if params.tenant else new_key_pair(f"fleetd {ctx.host.name}")
         keys = list(ctx.lease.request.ssh_keys) if params.tenant and ctx.lease else [public]
@@ -92,8 +96,7 @@ class WriteImage(OnDeploy):
         }
 
     async def judge(self, ctx: StepContext, report: HostReport) -> Outcome:
-        name = ctx.resolve(ctx.params.image)
-        manifest = await ctx.wires.images.manifest(name)
+        manifest = await self._ordered(ctx)
         drive = report.drives[0] if len(report.drives) == 1 else None
         evidence = _evidence(report, drive)
         wrong = _wrong(manifest, report, drive)
@@ -114,6 +117,15 @@ class WriteImage(OnDeploy):
                 source=here(),
             )
         return msgspec.structs.replace(self._finding(ctx, manifest, report, drive, wrong), evidence=evidence)
+
+    @staticmethod
+    async def _ordered(ctx: StepContext) -> Manifest:
+        """The image that this intent ordered; of an order by a fleetd that pinned none, what its name means now."""
+        if (found := ctx.data.get(ORDERED)) is not None:
+            pinned = msgspec.convert(found, Ordered)
+            if pinned.intent == ctx.intent:
+                return pinned.manifest
+        return await ctx.wires.images.manifest(ctx.resolve(ctx.params.image))
 
     @staticmethod
     def _finding(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 
@@ -23,6 +23,10 @@ MAX_DRIVES = 256
 RECONNECTS = 3  # tries to reach a host whose answer got lost, before it is booted afresh
 LOOK_AGAIN = 2.0  # seconds between two looks at what it does
 
+# What the ledger can hold: a number beyond it is refused here, not when the evidence is stored and the step stays open.
+Count = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
+Seconds = Annotated[float, msgspec.Meta(ge=-1e9, le=1e9)]
+
 
 class Tried(msgspec.Struct, frozen=True, kw_only=True):
     """An erase method that did not work, and the drive's own answer."""
@@ -38,24 +42,24 @@ class DriveReport(msgspec.Struct, frozen=True, kw_only=True):
     serial: str
     model: str = ""
     firmware: str = ""
-    bytes: int = 0
-    seconds: float = 0.0
+    bytes: Count = 0
+    seconds: Seconds = 0.0
     reason: str = ""
     # wipe: `pattern_written` samples held a known pattern before the erase, `pattern_left` still did after it
     erased: bool = False
     method: str = ""
-    samples: int = 0
-    nonzero: int = 0
-    pattern_written: int | bool = 0
-    pattern_left: int | bool = 0
+    samples: Count = 0
+    nonzero: Count = 0
+    pattern_written: Count = 0
+    pattern_left: Count = 0
     tried: list[Tried] = []
     # write-image
     written: bool = False
-    wrote_bytes: int = 0
-    zero_bytes: int = 0
-    read_bytes: int = 0
+    wrote_bytes: Count = 0
+    zero_bytes: Count = 0
+    read_bytes: Count = 0
     url: str = ""
-    resumed: int = 0
+    resumed: Count = 0
 
 
 class TpmReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -139,6 +143,24 @@ class OnDeploy(Step):
         """A look at the drives that stand in the host now, before any order leaves: a finding when one may not be touched."""
         return None
 
+    def seconds_for(self, drives: Sequence[DriveReport]) -> float:
+        """Seconds that it may take on these drives, which the host says it has."""
+        return self.seconds
+
+    async def _say(self, ctx: StepContext, seconds: float) -> None:
+        await ctx.waiting(
+            f"{self.name} on the host",
+            remedy=f"look at its progress: `fleetctl host why {ctx.host.name}`; a deploy environment that hangs is"
+            " booted again when the step's time is over",
+            seconds=seconds,
+        )
+
+    async def _time(self, ctx: StepContext, drives: Sequence[DriveReport]) -> float:
+        seconds = self.seconds_for(drives)
+        if seconds > self.seconds:
+            await ctx.allow(seconds)
+        return seconds
+
     @abstractmethod
     async def judge(self, ctx: StepContext, report: HostReport) -> Outcome:
         """A finished report as an outcome."""
@@ -149,13 +171,10 @@ class OnDeploy(Step):
         except (IdentityUnproven, Unreachable) as error:
             return rewind(str(error), to="deploy")
         try:
-            await ctx.waiting(
-                f"{self.name} on the host",
-                remedy=f"look at its progress: `fleetctl host why {ctx.host.name}`; a deploy environment that hangs is"
-                " booted again when the step's time is over",
-                seconds=self.seconds,
-            )
+            await self._say(ctx, self.seconds)
             present = await self._status(ctx, shell, boot)
+            if (seconds := await self._time(ctx, present.drives)) > self.seconds:
+                await self._say(ctx, seconds)
             if (ended := await self._ended(ctx, present)) is not None:
                 return ended
             if self.touches:
@@ -171,15 +190,16 @@ class OnDeploy(Step):
                 **await self.order(ctx, boot, present.drives),
             }
             if self.destructive:
-                await ctx.guard(self.seconds)
+                await ctx.guard(seconds)
             try:
                 answer = await shell.run(
                     ctx.wires.host,
                     (self.command,),
                     stdin=msgspec.json.encode(order),
-                    timeout=self.seconds,
+                    timeout=seconds,
                     max_output=MAX_REPORT,
                     progress=ctx.progress,
+                    outlives_us=self.destructive,
                 )
             except Temporary:
                 # The order is out: a second one beside it would find its drive taken. Its own end is waited for.
@@ -206,7 +226,7 @@ class OnDeploy(Step):
         The host-side program works on without a listener, and its report waits in the journal: a wipe of hours is not
         begun again because a line or the daemon broke. A host that is gone for good is booted afresh.
         """
-        lost = 0
+        lost, told = 0, False
         while True:
             try:
                 boot, shell = await self._shell(ctx)
@@ -224,11 +244,14 @@ class OnDeploy(Step):
                 lost = 0
                 if report.state != "running" or report.interrupted:
                     return await self._ended(ctx, report)
-                await ctx.waiting(
-                    f"{self.name} on the host, which was begun before the connection broke",
-                    remedy=f"look again later; `fleetctl host power {ctx.host.name} off` ends it, then it is booted afresh",
-                    seconds=self.seconds,
-                )
+                if not told:
+                    told = True
+                    await ctx.waiting(
+                        f"{self.name} on the host, which was begun before the connection broke",
+                        remedy=f"look again later; `fleetctl host power {ctx.host.name} off` ends it, then it is booted"
+                        " afresh",
+                        seconds=await self._time(ctx, report.drives),
+                    )
             await ctx.clock.sleep(LOOK_AGAIN)
 
     async def _ended(self, ctx: StepContext, report: HostReport) -> Outcome | None:

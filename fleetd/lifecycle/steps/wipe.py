@@ -15,6 +15,12 @@ from fleetd.model.check import Action
 from fleetd.model.host import Host
 from fleetd.store import hosts as host_rows
 
+# Bytes a second that the slowest disk worth keeping is written with. A disk of 20 TB so has 69 hours: twice what it needs,
+# as one erase that fails may come before the overwrite.
+RATE = 80e6
+ABREAST = 16  # drives that the host erases at once
+MOST_SECONDS = 96 * 3600.0  # whatever sizes a host tells
+
 
 class Wipe(OnDeploy):
     """Every drive: a known pattern written and read, erased, and read back again; one that keeps data keeps the host out."""
@@ -28,6 +34,12 @@ class Wipe(OnDeploy):
     needs = frozenset({"managed", "deploy"})
     gives = frozenset({"wiped"})
     spoils = frozenset({"image"})
+
+    def seconds_for(self, drives: Sequence[DriveReport]) -> float:
+        """A disk that only overwriting erases, or that takes as long by itself, may take its size at `RATE`."""
+        slow = [drive.bytes for drive in drives if not drive.name.startswith("nvme")]
+        rounds = -(-len(slow) // ABREAST)
+        return min(MOST_SECONDS, max(self.seconds, rounds * max(slow, default=0) / RATE))
 
     def plan(self, host: Host, params: Any) -> str:
         return "ERASE every drive of the host by its own means or by overwriting, then read samples back"
@@ -69,13 +81,26 @@ class Wipe(OnDeploy):
                 ),
                 evidence,
             )
+        # What this order named stands in the ledger since before it left; a host of an older fleetd's order has none.
+        ordered = {clean(serial, 64) for serial in await host_rows.drives_of(ctx.db, ctx.host.id)} or set(evidence)
+        if missing := sorted(ordered - set(evidence)):
+            return _with(
+                fail(
+                    "storage.count",
+                    f"drive {', '.join(missing[:8])} was to be erased, and the host does not tell of it",
+                    remedy=f"pull {', '.join(missing[:8])}, or reseat it and retest: its data was not erased",
+                    action=Action.RESEAT,
+                    parts=tuple(missing),
+                ),
+                evidence,
+            )
         ctx.tenant_data = ("erased", f"intent {ctx.intent}: " + ", ".join(sorted(evidence)))
         return advance(f"{len(report.drives)} drives erased and read back", drives=evidence)
 
 
 def _proven(drive: DriveReport) -> bool:
     """What the host says is weighed again: erased, a pattern written before, and neither it nor any data left after."""
-    marked = drive.pattern_written > 0 and drive.samples > 0
+    marked = drive.pattern_written >= drive.samples > 0
     return drive.erased and marked and not drive.nonzero and not drive.pattern_left
 
 
@@ -84,8 +109,8 @@ def _why(drive: DriveReport) -> str:
     reason = clean(drive.reason, 300) or (
         f"{drive.nonzero} of {drive.samples} samples still hold data" if drive.samples else "nothing was read back"
     )
-    if drive.samples and not drive.pattern_written:
-        reason = f"no pattern stood on it before, so its zeros prove nothing; {reason}"
+    if drive.samples > drive.pattern_written:
+        reason = f"no pattern stood on all samples before, so their zeros prove nothing; {reason}"
     return reason + (f" (tried {tried})" if tried else "")
 
 

@@ -14,6 +14,9 @@ from .patience import background, polled
 from .scsi import Request, Transport, must
 
 IDENTIFY, SANITIZE = 0xEC, 0xB4
+# READ NATIVE MAX ADDRESS EXT of the HPA feature set (ACS-2, obsolete since ACS-3), and what took its place in ACS-3:
+# ACCESSIBLE MAX ADDRESS CONFIGURATION with FEATURE 0, GET NATIVE MAX ADDRESS EXT
+READ_NATIVE_MAX, NATIVE_MAX = 0x27, 0x78
 SET_PASSWORD, ERASE_PREPARE, ERASE_UNIT, DISABLE_PASSWORD = 0xF1, 0xF3, 0xF4, 0xF6
 NO_DATA, PIO_IN, PIO_OUT = 3, 4, 5
 # SANITIZE DEVICE, ACS-4 section 7.36: (FEATURE, the key that its LBA must carry)
@@ -22,7 +25,7 @@ _STATUS_EXT, _CLEAR_FAILED = 0x0000, 1 << 0
 _FAILURE_MODE_OK = 1 << 4  # COUNT of a sanitize: FAILURE MODE, so that STATUS EXT may leave a failure
 # Known to everybody on purpose: it lives for one erase, and a cut in the middle must not lock the drive for good.
 PASSWORD = b"fleetd".ljust(32, b"\0")
-LONGEST = 24 * 3600.0  # s, for a drive that does not tell how long its erase takes
+LONGEST = 96 * 3600.0  # s; a disk of 20 TB says 30 h, and some say nothing
 FROZEN = (
     "its security is frozen by the firmware; remedy: suspend and resume the host, replug the drive, "
     "or turn the freeze lock off in the BIOS"
@@ -30,7 +33,11 @@ FROZEN = (
 
 
 class Identity(NamedTuple):
-    """IDENTIFY DEVICE, ACS-4 table 55. The erase times are in seconds, 0 where not told."""
+    """IDENTIFY DEVICE, ACS-4 table 55. The erase times are in seconds, 0 where not told.
+
+    `wide`: addresses of 48 bits. `sectors`: those that can be addressed now. `native`: the command that tells how many there are (word 82 bit 10: HPA;
+    word 119 bit 8: ACS-3's successor of it), 0 for a drive that knows no way to hide any.
+    """
 
     serial: str
     model: str
@@ -44,14 +51,18 @@ class Identity(NamedTuple):
     erase_time: float
     enhanced_time: float
     sanitize: frozenset[str]
+    wide: bool
+    sectors: int
+    native: int
 
     @classmethod
     def parse(cls, data: bytes) -> Identity:
-        """Raises ValueError for fewer than 512 bytes."""
+        """Raises OSError for fewer than 512 bytes: an adapter that cuts answers is a fault of its drive, not a bug."""
         if len(data) < 512:
-            raise ValueError("IDENTIFY DEVICE is 512 bytes")
+            raise OSError(errno.EIO, f"IDENTIFY DEVICE: {len(data)} bytes came, not 512")
         words = struct.unpack("<256H", data[:512])
         security, features = words[128], words[59]
+        wide = _valid(words[83]) and bool(words[83] >> 10 & 1)  # addresses of 48 bits
         bits = {"ata-sanitize-block": 15, "ata-sanitize-crypto": 13}
         able = frozenset(name for name, bit in bits.items() if features >> 12 & 1 and features >> bit & 1)
         return cls(
@@ -67,7 +78,16 @@ class Identity(NamedTuple):
             _minutes(words[89]),
             _minutes(words[90]),
             able,
+            wide,
+            sum(word << 16 * i for i, word in enumerate(words[100:104] if wide else words[60:62])),
+            (NATIVE_MAX if _valid(words[119]) and words[119] >> 8 & 1 else 0)
+            or (READ_NATIVE_MAX if _valid(words[83]) and words[82] >> 10 & 1 else 0),
         )
+
+
+def _valid(word: int) -> bool:
+    """Words 83 and 119 say with bits 15 and 14 that they (83: also 82) mean something."""
+    return word >> 14 == 0b01
 
 
 def _words(data: bytes, first: int, end: int) -> str:
@@ -140,6 +160,25 @@ def identify(send: Transport) -> Identity:
     return Identity.parse(must(send(passthrough(IDENTIFY, PIO_IN)), "IDENTIFY DEVICE").data)
 
 
+def hidden(send: Transport) -> int:
+    """Sectors behind the highest address that the drive lets be used: an HPA, in which nobody reads, writes or wipes.
+
+    SECURITY ERASE UNIT and SANITIZE reach them: ACS-2 and ACS-4 define both over all user data up to the native maximum,
+    and makers say the same (WD Ultrastar HC310, section 11.40). An overwrite does not.
+
+    Raises OSError also when a drive that can hide some does not tell: that is no "none".
+    """
+    drive = identify(send)
+    if not drive.native:
+        return 0
+    answer = send(passthrough(drive.native, extended=True, tell=True))
+    registers = Registers.parse(answer.sense)
+    good = registers is not None and registers.status & 0b10100001 == 0  # busy, device fault, error
+    if registers is None or not good or drive.sectors < 1 or (drive.native == READ_NATIVE_MAX and not drive.wide):
+        raise OSError(errno.EIO, "the drive can hide sectors (HPA) and does not tell whether it does")
+    return max(0, registers.lba + 1 - drive.sectors)
+
+
 def methods(drive: Identity) -> list[str]:
     """What the drive says it can, best first. A frozen drive is still named: its refusal tells the remedy."""
     found = [name for name in _SANITIZE if name in drive.sanitize]
@@ -200,7 +239,7 @@ def _security(send: Transport, *, enhanced: bool) -> Iterator[float]:
     if not drive.enabled:
         _secured(send, SET_PASSWORD, _block(0), "SECURITY SET PASSWORD")
     told = drive.enhanced_time if enhanced else drive.erase_time
-    limit = min(LONGEST, told * 2 + 600.0) if told else LONGEST
+    limit = min(LONGEST, told * 2 + 600.0 if told else LONGEST)
 
     def act() -> None:
         must(send(passthrough(ERASE_PREPARE)), "SECURITY ERASE PREPARE")

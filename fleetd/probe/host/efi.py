@@ -14,6 +14,7 @@ MAX_NODES = 64
 ACTIVE = 1
 _MESSAGING, _MEDIA, _END = 0x03, 0x04, 0x7F
 _HARD_DRIVE, _FILE_PATH, _URI, _END_ALL = 0x01, 0x04, 24, 0xFF
+_TARGETS = frozenset({19, 34})  # iSCSI and NVMe over fabrics: a disk of another machine, by its name
 _GPT, _BY_GUID = 0x02, 0x02
 LOADER = "\\EFI\\BOOT\\BOOTX64.EFI"
 LABEL = "fleetd disk"
@@ -67,6 +68,11 @@ class LoadOption(NamedTuple):
         """The file that it starts, empty for a whole device."""
         parts = [_utf16(n.data) for n in self.path if (n.kind, n.sub) == (_MEDIA, _FILE_PATH)]
         return "\\".join(parts)
+
+    @property
+    def elsewhere(self) -> bool:
+        """Whether it starts a disk of another machine. Firmware makes such entries only where somebody set one up."""
+        return any(node.kind == _MESSAGING and node.sub in _TARGETS for node in self.path)
 
     @property
     def uri(self) -> str:

@@ -148,8 +148,9 @@ def _quiet(variables: Variables, name: str, guid: str = GLOBAL) -> bytes | None:
 
 
 def foreign(option: efi.LoadOption | None, present: Collection[uuid.UUID]) -> bool:
-    """Whether a tenant left this entry: ours of before, a file on a partition that is gone, a fixed URL, or garbage."""
-    if option is None or option.label == efi.LABEL or option.uri:
+    """Whether a tenant left this entry: ours of before, a file on a partition that is gone, a fixed URL, a disk of
+    another machine, or garbage."""
+    if option is None or option.label == efi.LABEL or option.uri or option.elsewhere:
         return True
     disk = option.disk
     return disk is not None and disk.guid not in present

@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
+from .order import Refusal
 from .source import Source
 
 MARKER = "/run/fleetd/deploy"
@@ -72,7 +73,10 @@ class Drive(Protocol):
 
 
 class Machine(Protocol):
-    """`began` journals before the act: the entry that already stood there, or None when it is ours to act."""
+    """`began` journals before the act: the entry that already stood there, or None when it is ours to act.
+
+    It raises Refusal `busy` where the order of another intent is being carried out: two would spoil each other's proof.
+    """
 
     lanes: int  # how many drives are erased at once, each in a thread of its own; 1: one after the other, no thread
 
@@ -140,8 +144,11 @@ class Journal:
         return part
 
     def began(self, intent: str, entry: dict[str, Any]) -> dict[str, Any] | None:
-        """Journal it; returns the entry that already stood there. Of two at once exactly one gets None."""
-        part = self._part({**entry, "pid": os.getpid()})
+        """Journal it; returns the entry that already stood there. Of two at once exactly one gets None.
+
+        Raises Refusal `busy` while the program of another intent works.
+        """
+        part = self._part({**entry, "pid": os.getpid(), "started": started(os.getpid())})
         try:
             os.link(part, self._path(intent))  # fails if it exists, unlike rename
         except FileExistsError:
@@ -149,6 +156,20 @@ class Journal:
         finally:
             os.unlink(part)
         _sync(self._directory)
+        if (other := self._at_work(intent)) is not None:
+            os.unlink(self._path(intent))  # it did nothing, and may be ordered again
+            raise Refusal("busy", f"the order of intent {other} is being carried out here")
+        return None
+
+    def _at_work(self, intent: str) -> str | None:
+        """Another intent whose program works now: its order came late, or whoever gave it stopped listening.
+
+        Two that begin at the same time may both find each other, and both give way.
+        """
+        for name in sorted(os.listdir(self._directory)):
+            other = name.removesuffix(".json")
+            if other not in (intent, name) and (self.entry(other) or {}).get("state") == "running":
+                return other
         return None
 
     def ended(self, intent: str, entry: dict[str, Any]) -> None:
@@ -166,22 +187,30 @@ class Journal:
             value = {}
         if not isinstance(value, dict):
             return {}
-        if value.get("state") == "running" and not _alive(value.get("pid")):
+        if value.get("state") == "running" and not _alive(value.get("pid"), value.get("started")):
             value["state"] = "interrupted"
         return value
 
 
-def _alive(pid: object) -> bool:
-    """Whether that process still exists. The journal lives in RAM, so the id is of this boot."""
-    if not isinstance(pid, int) or pid < 1:
+def _alive(pid: object, since: object) -> bool:
+    """Whether that very process still works. The journal lives in RAM, so id and start are of this boot.
+
+    The kernel gives the id of a dead process to another one: that one started later.
+    """
+    if not isinstance(pid, int) or not isinstance(since, int) or pid < 1 or since < 1:
         return False
+    return started(pid) == since
+
+
+def started(pid: int, proc: str = "/proc") -> int:
+    """When it started, in clock ticks since the boot (proc(5), stat field 22); 0 when there is none, or only its remains."""
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+        with open(f"{proc}/{pid}/stat", "rb") as file:
+            # the name, field 2, may hold spaces and brackets: the fields go on behind its last bracket, with the state
+            fields = file.read(4096).rpartition(b")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+    return int(fields[19]) if len(fields) > 19 and fields[0] not in (b"Z", b"X") else 0
 
 
 def first_line(path: str) -> str:

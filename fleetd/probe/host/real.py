@@ -128,6 +128,7 @@ class RealDrive:
             self._open(block).close()  # free and still this drive: a controller formats what is mounted just as well
         if method == "overwrite":
             self._all_seen()
+            self._all_reached()
             yield from self._each(lambda blocks, at, length: blocks.overwrite(at, length))
             self._must_be_zero()
             return
@@ -163,6 +164,14 @@ class RealDrive:
                     raise OSError(errno.EBUSY, f"namespaces {which} are not attached; remedy: delete them, then again")
                 if len(nvme.active(admin)) != len(self._disk.blocks):
                     raise OSError(errno.ENXIO, "not every namespace has a block device; remedy: reset the host")
+
+    def _all_reached(self) -> None:
+        """Raises OSError when the drive has sectors that no write reaches: they would keep their data."""
+        if self._disk.kind == "ata":
+            with self._generic() as send:
+                if beyond := ata.hidden(send):
+                    where = f"{beyond} sectors lie behind its highest address (HPA), where no overwrite reaches"
+                    raise OSError(errno.EPERM, f"{where}; remedy: lift that and wipe again, or pull the drive")
 
     @contextlib.contextmanager
     def _controller(self) -> Iterator[tuple[nvme.Device, nvme.Controller]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 
+import asyncssh
 import msgspec
 import pytest
 
@@ -210,6 +211,29 @@ async def test_a_command_that_takes_too_long_ends_in_a_deadline():
             await shell.run(
                 zipapp("host"), ("wipe",), stdin=msgspec.json.encode(r.order(host)), timeout=0.3, max_output=1000
             )
+
+
+@pytest.mark.parametrize("ended", ["cancelled", "late"])
+@pytest.mark.parametrize("outlives", [False, True])
+async def test_only_a_program_that_may_not_outlive_its_listener_is_killed(monkeypatch, outlives, ended):
+    """A daemon that is stopped, or a step whose time is over, must not cut an erase in the middle."""
+    heard = []
+    monkeypatch.setattr(asyncssh.SSHServerProcess, "signal_received", lambda self, signal: heard.append(signal))
+    slow = Timings(**{**msgspec.structs.asdict(QUICK), "wipe": 30.0})
+    async with rig() as r:
+        host = r.add(sim_host(timings=slow))
+        shell = await r.shell(await r.deploy(host))
+        order = msgspec.json.encode(r.order(host))
+        seconds = 30.0 if ended == "cancelled" else 0.5
+        call = shell.run(zipapp("host"), ("wipe",), stdin=order, timeout=seconds, max_output=1000, outlives_us=outlives)
+        work = asyncio.create_task(call)
+        if ended == "cancelled":
+            await host.record.until("wipe.begin")
+            work.cancel()
+        with pytest.raises(asyncio.CancelledError if ended == "cancelled" else DeadlineExceeded):
+            await work
+        await probe(shell)  # on the same wire: what was sent before it has arrived
+        assert heard == ([] if outlives else ["KILL"])
 
 
 async def test_many_commands_share_one_connection():
