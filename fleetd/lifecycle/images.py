@@ -13,7 +13,7 @@ from typing import Final
 import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-from fleetd.drivers.image.capabilities import ImageStore, Measured, Taken
+from fleetd.drivers.image.capabilities import ImageStore, Measured, Stranger, Taken
 from fleetd.kit.clock import Clock
 from fleetd.kit.errors import Busy, Conflict, DeadlineExceeded, FleetError, Invalid, NotFound
 from fleetd.kit.ids import new_id
@@ -31,6 +31,15 @@ from fleetd.store.database import Database
 AT_ONCE: Final = 2  # images taken in or measured at the same time: each costs a processor
 STREAM_LEAST: Final = 120.0  # seconds that a stream may take, and then so many bytes a second:
 STREAM_RATE: Final = 64 * 1024
+
+
+class Survey(msgspec.Struct, frozen=True, kw_only=True):
+    """The directory against the ledger. `gone`: images whose file is not there, or of another size; `strangers`: what no
+    image names."""
+
+    kept: int = 0
+    gone: tuple[str, ...] = ()
+    strangers: tuple[Stranger, ...] = ()
 
 
 class ImageDesk:
@@ -56,6 +65,7 @@ class ImageDesk:
         self._trusted, self._signer = dict(trusted), signer
         self._allow_unsigned = allow_unsigned
         self._gate = asyncio.Semaphore(AT_ONCE)
+        self._damaged: set[str] = set()  # sha256 of files that `verify` found to be something else: they may come again
         self._coming: set[str] = set()  # names that a stream is taken in for
         self._writing = asyncio.Lock()  # a file is kept or deleted together with the row that names it
 
@@ -86,6 +96,15 @@ class ImageDesk:
     async def names(self) -> frozenset[str]:
         """Of all that are not removed."""
         return frozenset(image.manifest.name for image in await rows.every(self._db))
+
+    async def survey(self) -> Survey:
+        """Compare the directory with the ledger; quick, for no file is read. Raises Permanent when it cannot be listed."""
+        async with self._writing:
+            images = await rows.every(self._db)
+            strangers = await self._files.strangers({image.manifest.sha256 for image in images})
+        said = [image.manifest for image in images]
+        gone = tuple(one.name for one in said if not self._files.has(one.sha256, one.bytes))
+        return Survey(kept=len(said), gone=gone, strangers=tuple(strangers))
 
     async def users(self) -> dict[str, list[str]]:
         """Who needs which image: SKUs, leases that are not over, runs that write it."""
@@ -151,6 +170,8 @@ class ImageDesk:
                 wrong = _differences(image.manifest, await self._files.verify(image.manifest))
             except (Invalid, NotFound) as error:
                 wrong = [str(error)]
+        # It may be in use, so it cannot be removed first: then the same image, sent again, takes its place.
+        (self._damaged.add if wrong else self._damaged.discard)(image.manifest.sha256)
         await self._db.commit(
             [events.append(self._event("image.damaged" if wrong else "image.verified", image, who, wrong=wrong[:3]))]
         )
@@ -193,10 +214,10 @@ class ImageDesk:
         image = await rows.by_name(self._db, asked.name)
         if image is None:
             return None
-        if _same(image.manifest, asked) and self._files.has(image.manifest.sha256, image.manifest.bytes):
-            return image
         if _same(image.manifest, asked):
-            return None  # its file is gone: it may come again
+            ours = image.manifest
+            good = self._files.has(ours.sha256, ours.bytes) and ours.sha256 not in self._damaged
+            return image if good else None  # its file is gone or damaged: it may come again
         raise Conflict(
             f"another image is called {asked.name}",
             why=f"it is {image.manifest.sha256[:12]}…, this one {asked.sha256[:12]}…",
@@ -266,9 +287,10 @@ class ImageDesk:
         )
         async with self._writing:
             await self._files.keep(taken, manifest.sha256)
+            self._damaged.discard(manifest.sha256)
             known = await rows.by_name(self._db, manifest.name)
             if known is not None and known.manifest == manifest:
-                return known  # only its file had been lost
+                return known  # only its file had been lost or damaged
             # One that was converted here, lost, and converted anew may pack to other bytes.
             again = [rows.remove(known, now)] if known is not None and _same(known.manifest, manifest) else []
             try:
@@ -278,6 +300,8 @@ class ImageDesk:
             except FleetError:
                 await self._unless_needed(manifest.sha256)
                 raise
+            if known is not None:  # replaced; a damaged file of it may still stand there
+                await self._unless_needed(known.manifest.sha256)
         return image
 
     async def _unless_needed(self, sha256: str) -> None:
