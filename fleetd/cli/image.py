@@ -268,9 +268,16 @@ def _measured(file: Path, name: str, description: str) -> Manifest:
     from fleetd.kit import diskimage, qcow2
     from fleetd.model.image import MAX_DISK, MAX_IMAGE, ImageFormat, Manifest, checked
 
-    sure = {"bytes": 1, "sha256": "0" * 64, "raw_bytes": 512, "raw_sha256": "0" * 64}
-    # What was typed is judged before minutes of reading, not after.
-    checked(Manifest(name=name, description=description, format=ImageFormat.RAW, **sure))
+    blank = Manifest(
+        name=name,
+        description=description,
+        format=ImageFormat.RAW,
+        bytes=1,
+        sha256="0" * 64,
+        raw_bytes=512,
+        raw_sha256="0" * 64,
+    )
+    checked(blank)  # what was typed is judged before minutes of reading, not after
     form = diskimage.format_of(file)
     size = file.stat().st_size
     with bar(f"reading {file.name}", size) as done:
