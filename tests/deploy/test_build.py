@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from deploy import archive, elf, kernel, media, tree
+from deploy import archive, build, elf, kernel, media, tree
 from deploy.packages import FLAVOURS, Deb, Failed, Part
 from tests.deploy.stand import OVERLAY, ROOT
 
@@ -218,3 +218,14 @@ def test_the_overlay_evaluates_nothing_and_names_no_registry() -> None:
             text = path.read_text()
             assert not re.search(r"(^|[\s;])(eval|source)\s+[\"'$/]", text), path
             assert not re.search(r"(deb|security|snapshot)\.debian\.org", text), path
+
+
+def test_a_place_that_cannot_be_written_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(build, "fetch", lambda *_: build.Fetched(debs=[], loaders=[], firmware=[], absent=[]))
+    (tmp_path / "file").write_text("x")
+    assert build.main(["--out", str(tmp_path / "file" / "out"), "--cache", str(tmp_path)]) == 1
+    told = capsys.readouterr().err.splitlines()
+    assert "Not a directory" in told[-1]
+    assert "manifest.json" in told[-1]
