@@ -78,9 +78,9 @@ async def _with_house(loaded: Loaded, house: House, notifier: Notifier, stopping
                 http=loaded.config.listen.http,
                 boot=loaded.config.boot.listen,
             )
-            await _tell_of_images(house)
             beat = group.create_task(_heartbeat(house, notifier), name="heartbeat")
             dark = group.create_task(house.services.leases.keep_dark(), name="keep-dark")
+            await _tell_of_images(house)
             await stopping.wait()
             notifier.say(STOPPING=1, STATUS="parking work at safe points")
             log.info("parking", hosts=engine.working)

@@ -184,6 +184,7 @@ def test_the_doctor_shows_the_trail_and_one_diagnosis(daemon: House) -> None:
     boot = daemon.run(daemon.boots.arm(host, "deploy", intent="i", seconds=600))
     on_its_way = hand(daemon, "boot", "doctor", host.name)
     assert (on_its_way.code, "on its way" in on_its_way.out) == (0, True)
+    assert ", until " in on_its_way.out
     seen = [Sighting(stage="dhcp", mac=host.spec.boot_mac, source="10.77.0.50", detail="DHCPACK", at=boot.armed + 1)]
     daemon.run(daemon.boots.seen(seen))
     daemon.run(daemon.boots.script(host.spec.boot_mac, uuid="wrong", serial="stranger", source="10.77.0.50"))
