@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 
 from fleetd.drivers.image.capabilities import ImageStore, Measured, Stranger, Taken
 from fleetd.kit.clock import Clock
-from fleetd.kit.errors import Busy, Conflict, DeadlineExceeded, FleetError, Invalid, NotFound
+from fleetd.kit.errors import Busy, Conflict, DeadlineExceeded, Invalid, NotFound
 from fleetd.kit.ids import new_id
 from fleetd.model import image as model
 from fleetd.model.access import Principal
@@ -297,7 +297,7 @@ class ImageDesk:
                 await self._db.commit(
                     [*again, rows.insert(image), events.append(self._event("image.added", image, who))]
                 )
-            except FleetError:
+            except BaseException:  # cancelled too: whether the row came to be, the ledger tells
                 await self._unless_needed(manifest.sha256)
                 raise
             if known is not None:  # replaced; a damaged file of it may still stand there

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -244,6 +245,22 @@ async def test_what_a_sku_or_a_lease_or_a_run_needs_stays(tmp_path: Path) -> Non
             await r.fleet.claim(1, image="unheard-of")
 
 
+async def test_one_that_is_cancelled_before_it_is_written_down_leaves_no_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def cancelled(*_: object) -> None:
+        raise asyncio.CancelledError
+
+    async with rig(tmp_path) as r:
+        signed, served = signed_image("ubuntu", KEY)
+        with monkeypatch.context() as patch, pytest.raises(asyncio.CancelledError):
+            patch.setattr(r.desk._db, "commit", cancelled)
+            await r.desk.add(signed, stream(served), who=WHO)
+        assert r.files() == []
+        await r.desk.add(signed, stream(served), who=WHO)
+        assert r.files() == [signed.manifest.sha256]
+
+
 async def test_two_streams_for_one_name_are_not_taken_at_once(tmp_path: Path) -> None:
     async with rig(tmp_path) as r:
         signed, served = signed_image("ubuntu", KEY)
@@ -257,8 +274,6 @@ async def test_two_streams_for_one_name_are_not_taken_at_once(tmp_path: Path) ->
 
 
 async def test_a_stream_that_trickles_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import asyncio
-
     monkeypatch.setattr(module, "STREAM_LEAST", 0.05)
     monkeypatch.setattr(module, "STREAM_RATE", 10**9)
 
