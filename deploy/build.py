@@ -96,7 +96,7 @@ def build(flavour: Flavour, fetched: Fetched, out: Path, epoch: int) -> dict[str
         found = kernel.unpack_kernel(fetched.debs, flavour.kernel, scratch / "kernel")
         chosen = kernel.choose(found, flavour.modules)
         kernel.install_modules(found, chosen, root)
-        firmware = kernel.install_firmware(found, chosen, fetched.firmware, root)
+        firmware, deaf = kernel.install_firmware(found, chosen, fetched.firmware, root)
         shutil.copyfile(found.image, out / "vmlinuz")
         _tell(f"packing the initrd: {len(chosen)} modules, {firmware} firmware files")
         unpacked = archive.pack(root, epoch, out / "initrd", flavour.level)
@@ -112,6 +112,7 @@ def build(flavour: Flavour, fetched: Fetched, out: Path, epoch: int) -> dict[str
         "kernel": found.release,
         "modules": len(chosen),
         "firmware_files": firmware,
+        "firmware_files_absent": deaf,
         "firmware_packages_absent": fetched.absent,
         "initrd_unpacked_bytes": unpacked,
         "tools": _tools(),
@@ -164,6 +165,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"{(options.out / name).stat().st_size:>12,} {options.out / name}")
     unpacked = manifest["initrd_unpacked_bytes"]
     print(f"kernel {manifest['kernel']}, {manifest['modules']} modules, initrd unpacked {unpacked:,} bytes")
+    if manifest["firmware_files_absent"]:
+        print("some drivers may ask for firmware that is not in it: firmware_files_absent in manifest.json")
     if fetched.absent:
         print(f"not in the configured archive: {' '.join(fetched.absent)}")
     if differ:
