@@ -79,6 +79,11 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def _tell(line: str) -> None:
+    """A build takes minutes: who waits for it is told what it does."""
+    print(f"deploy.build: {line}", file=sys.stderr, flush=True)
+
+
 def build(flavour: Flavour, fetched: Fetched, out: Path, epoch: int) -> dict[str, object]:
     """Write everything into `out`; the manifest is the last file. Raises Failed."""
     out.mkdir(parents=True, exist_ok=True)
@@ -86,17 +91,20 @@ def build(flavour: Flavour, fetched: Fetched, out: Path, epoch: int) -> dict[str
     with tempfile.TemporaryDirectory(prefix="fleetd-deploy-") as folder:
         scratch = Path(folder)
         root = scratch / "root"
+        _tell(f"unpacking {len(fetched.debs)} packages and {flavour.kernel}")
         populate(root, flavour, fetched.debs, OVERLAY, scratch / "libraries")
         found = kernel.unpack_kernel(fetched.debs, flavour.kernel, scratch / "kernel")
         chosen = kernel.choose(found, flavour.modules)
         kernel.install_modules(found, chosen, root)
-        firmware = kernel.install_firmware(found, chosen, fetched.firmware, root)
+        firmware, deaf = kernel.install_firmware(found, chosen, fetched.firmware, root)
         shutil.copyfile(found.image, out / "vmlinuz")
+        _tell(f"packing the initrd: {len(chosen)} modules, {firmware} firmware files")
         unpacked = archive.pack(root, epoch, out / "initrd", flavour.level)
         for deb in fetched.loaders:
             tree.unpack(deb, scratch / "loaders", _is_loader)
         for name in NETWORK_LOADERS:
             shutil.copyfile(scratch / "loaders/usr/lib/ipxe" / name, out / name)
+        _tell("writing the ISO")
         media.build_iso(out / "vmlinuz", out / "initrd", scratch / "loaders", scratch, out / "deploy.iso", epoch)
     manifest: dict[str, object] = {
         "flavour": flavour.name,
@@ -104,6 +112,7 @@ def build(flavour: Flavour, fetched: Fetched, out: Path, epoch: int) -> dict[str
         "kernel": found.release,
         "modules": len(chosen),
         "firmware_files": firmware,
+        "firmware_files_absent": deaf,
         "firmware_packages_absent": fetched.absent,
         "initrd_unpacked_bytes": unpacked,
         "tools": _tools(),
@@ -121,6 +130,7 @@ def build(flavour: Flavour, fetched: Fetched, out: Path, epoch: int) -> dict[str
 
 def _check(flavour: Flavour, fetched: Fetched, out: Path, epoch: int) -> list[str]:
     """Build once more beside `out`, and name the files that differ."""
+    _tell("building once more, to compare")
     with tempfile.TemporaryDirectory(prefix="fleetd-deploy-check-") as folder:
         build(flavour, fetched, Path(folder), epoch)
         return [name for name in (*OUTPUTS, "manifest.json") if sha256(out / name) != sha256(Path(folder) / name)]
@@ -138,20 +148,29 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error("SOURCE_DATE_EPOCH must be seconds since 1970")
     flavour = FLAVOURS[options.flavour]
     try:
+        _tell(f"asking apt for the packages of {flavour.name}, into {options.cache}")
         fetched = fetch(flavour, options.cache)
         manifest = build(flavour, fetched, options.out, int(stamp))
         differ = _check(flavour, fetched, options.out, int(stamp)) if options.check else []
     except Failed as failure:
-        print(f"deploy.build: {failure}", file=sys.stderr)
+        _tell(str(failure))
         return 1
+    except OSError as error:  # no room, or a folder that is not ours to write: which one stands in it
+        _tell(f"{error}; nothing in {options.out} is to be used without its manifest.json")
+        return 1
+    except KeyboardInterrupt:
+        _tell(f"interrupted; nothing in {options.out} is to be used without its manifest.json")
+        return 130
     for name in OUTPUTS:
         print(f"{(options.out / name).stat().st_size:>12,} {options.out / name}")
     unpacked = manifest["initrd_unpacked_bytes"]
     print(f"kernel {manifest['kernel']}, {manifest['modules']} modules, initrd unpacked {unpacked:,} bytes")
+    if manifest["firmware_files_absent"]:
+        print("some drivers may ask for firmware that is not in it: firmware_files_absent in manifest.json")
     if fetched.absent:
         print(f"not in the configured archive: {' '.join(fetched.absent)}")
     if differ:
-        print(f"deploy.build: two builds differ in {', '.join(differ)}", file=sys.stderr)
+        _tell(f"two builds differ in {', '.join(differ)}")
         return 1
     return 0
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import lzma
 import struct
+import subprocess
 from pathlib import Path
 
 _NEEDED = 1
@@ -47,8 +49,12 @@ def needed(path: Path) -> list[str]:
 
 
 def module_firmware(path: Path) -> list[str]:
-    """Firmware files (patterns) that the kernel module names."""
+    """Firmware files (patterns) that the kernel module names; newer systems compress their modules."""
     data = path.read_bytes()
+    if path.suffix == ".xz":
+        data = lzma.decompress(data)
+    elif path.suffix == ".zst":
+        data = subprocess.run(["zstd", "-dcq", str(path)], check=True, capture_output=True).stdout
     sections = _sections(data)
     if ".modinfo" not in sections:
         return []

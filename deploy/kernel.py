@@ -71,11 +71,15 @@ def install_modules(kernel: Kernel, chosen: Sequence[str], tree: Path) -> None:
             (target / name).unlink()
 
 
-def install_firmware(kernel: Kernel, chosen: Sequence[str], debs: Sequence[Deb], tree: Path) -> int:
-    """Of the firmware packages only what a chosen module names. Returns how many files."""
+def install_firmware(kernel: Kernel, chosen: Sequence[str], debs: Sequence[Deb], tree: Path) -> tuple[int, list[str]]:
+    """Of the firmware packages only what a chosen module names.
+
+    Returns how many files, and what (as patterns) modules name and no package has.
+    """
     named = sorted({name for path in chosen for name in elf.module_firmware(kernel.modules / path)})
     patterns = tuple(f"usr/lib/firmware/{name}" for name in named)
     count = 0
     for deb in debs:
         count += unpack(deb, tree, lambda path: any(fnmatch.fnmatchcase(path, pattern) for pattern in patterns))
-    return count
+    folder = tree / "usr/lib/firmware"
+    return count, [name for name in named if not any(folder.glob(name))]

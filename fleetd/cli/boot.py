@@ -47,7 +47,9 @@ def doctor(hand: Hand, host: str) -> None:
         (
             "boot",
             armed
-            and f"{armed.environment}, armed {age(armed.armed)} ago, until {armed.expires} ({left(armed.expires)})",
+            and f"{armed.environment}, armed {age(armed.armed)} ago"
+            # Once it was met, the end of the waiting means nothing any more.
+            + ("" if armed.met else f", until {armed.expires} ({left(armed.expires)})"),
         ),
         ("met", armed and armed.met),
         ("stage", found.stage),

@@ -140,16 +140,19 @@ def say(text: str) -> None:
 
 def explain(error: FleetError) -> None:
     """What, why, and what to try."""
-    place = f"{error.where}: " if error.where else ""
-    say(
-        click.style("error: ", fg="red", bold=True) + f"{place}{error.what}"
-        if colour(sys.stderr)
-        else f"error: {place}{error.what}"
+    # Names of others may be in it: no escape sequence reaches the terminal, and no line is one that we did not write.
+    what, why, remedy = map(
+        _one_line, (f"{error.where}: {error.what}" if error.where else error.what, error.why, error.remedy)
     )
-    if error.why:
-        say(f"why: {error.why}")
-    if error.remedy:
-        say(f"try: {error.remedy}")
+    say(click.style("error: ", fg="red", bold=True) + what if colour(sys.stderr) else f"error: {what}")
+    if why:
+        say(f"why: {why}")
+    if remedy:
+        say(f"try: {remedy}")
+
+
+def _one_line(said: str) -> str:
+    return "".join(c if c.isprintable() else " " if c == "\n" else "?" for c in said)
 
 
 def colour(stream: Any) -> bool:

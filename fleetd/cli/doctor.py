@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
 from fleetd.cli.context import Hand, output_option, pass_hand
 from fleetd.cli.exits import Done, Exit
-from fleetd.cli.output import emit_one, text
+from fleetd.cli.output import emit_one, sized, text
 
 MAX_SKEW = 5.0
 
@@ -40,6 +42,7 @@ def doctor(hand: Hand) -> None:
         ("engine", "not started" if age is None else f"last sign of life {age:.0f} s ago"),
         ("clock", f"{h.time}, expiries {h.clock.get('expiries', 'on')}"),
         ("hosts", ", ".join(f"{count} {state}" for state, count in h.hosts.items()) or "none"),
+        ("images", _images(h.images)),
         ("past deadline", str(h.past_deadline)),
         ("runs at work", str(h.runs_active)),
         ("watchers", str(h.watchers)),
@@ -49,3 +52,13 @@ def doctor(hand: Hand) -> None:
     emit_one(hand, found.raw, pairs, h.status)
     if problems:
         raise Done(Exit.FAILED)
+
+
+def _images(said: dict[str, Any]) -> str:
+    """`3`, and below it the files that no image names: who makes room must know of them."""
+    if not said.get("unnamed"):
+        return str(said.get("kept", ""))
+    names = [text(str(name)) for name in said.get("unnamed_names", [])]
+    more = said["unnamed"] - len(names)
+    shown = ", ".join(names) + (f" and {more} more" if more > 0 else "")
+    return f"{said['kept']}\nin their directory, named by no image: {said['unnamed']}, {sized(said['unnamed_bytes'])}: {shown}"

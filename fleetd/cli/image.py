@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,27 +14,22 @@ import click
 from fleetd.cli.confirm import Consent, consent_options
 from fleetd.cli.context import Hand, output_option, pass_hand, say
 from fleetd.cli.exits import Done, Exit
-from fleetd.cli.output import Column, age, emit, emit_one, text
-from fleetd.cli.progress import bar
+from fleetd.cli.output import Column, age, emit, emit_one, sized, text
+from fleetd.cli.progress import bar, waiting
 from fleetd.kit.errors import Conflict, Invalid
 
 if TYPE_CHECKING:
     from fleetd.model.image import Manifest, SignedManifest
 
 SUFFIX = ".manifest.json"
-_GIB = 1024**3
 _file = click.argument("file", type=click.Path(path_type=Path))
-
-
-def _gib(size: int) -> str:
-    return f"{size / _GIB:.2f} GiB" if size >= _GIB / 100 else f"{size / 1024:.0f} KiB"
 
 
 COLUMNS: list[Column[Any]] = [
     Column("NAME", lambda i: i.name),
     Column("FORMAT", lambda i: i.format),
-    Column("SIZE", lambda i: _gib(i.bytes)),
-    Column("DISK", lambda i: _gib(i.raw_bytes)),
+    Column("SIZE", lambda i: sized(i.bytes)),
+    Column("DISK", lambda i: sized(i.raw_bytes)),
     Column("SIGNED", lambda i: i.signed_by or "no"),
     Column("ADDED", lambda i: f"{age(i.added)} ago"),
     Column("USED BY", lambda i: len(i.used_by)),
@@ -102,20 +99,25 @@ def add(hand: Hand, file: Path, name: str | None, manifest_file: Path | None, dr
     signed = _manifest_for(file, name, manifest_file)
     said = signed.manifest
     _fits(file, said)
-    offer = hand.fleet.offer_image(_builtins(signed)).value
-    if offer.image is not None:
+    offer = hand.fleet.offer_image(_builtins(signed))
+    if offer.value.image is not None:
         say(f"image {said.name} is there already")
-        _show(hand, hand.fleet.image(said.name).raw, offer.image)
+        _show(hand, hand.fleet.image(said.name).raw, offer.value.image)
         return
     if dry_run:
-        say(f"would add {file} as image {said.name}: {_gib(said.bytes)}, a disk of {_gib(said.raw_bytes)}")
+        if hand.format in ("json", "yaml", "name"):
+            emit_one(hand, offer.raw, [], said.name)
+        say(f"would add {file} as image {said.name}: {sized(said.bytes)}, a disk of {sized(said.raw_bytes)}")
         say("dry run: nothing was changed")
         return
     try:
-        with file.open("rb") as stream, bar(f"sending {file.name}", said.bytes) as sent:
+        with file.open("rb") as stream, _sending(file, said) as sent:
             made = hand.fleet.upload_image(
-                offer.upload, _json(signed), stream, said.bytes, disk=said.raw_bytes, sent=sent
+                offer.value.upload, _json(signed), stream, said.bytes, disk=said.raw_bytes, sent=sent
             )
+    except KeyboardInterrupt:
+        say("\ninterrupted; if all was sent already, the daemon may still take it: `fleetctl image list`")
+        raise Done(Exit.INTERRUPTED) from None
     except OSError as error:
         raise Invalid("the image cannot be read", why=error.strerror or str(error), where=str(file)) from error
     say(f"image {said.name} added, both digests proven")
@@ -128,7 +130,9 @@ def add(hand: Hand, file: Path, name: str | None, manifest_file: Path | None, dr
 @pass_hand
 def verify(hand: Hand, name: str) -> None:
     """Let the daemon read the file anew and compare both digests. Exits 9 when it is not what was added."""
-    found = hand.fleet.verify_image(name)
+    it = hand.fleet.image(name).value
+    with waiting(f"the daemon reads {text(it.name)}: {sized(it.bytes)}, a disk of {sized(it.raw_bytes)}"):
+        found = hand.fleet.verify_image(name)
     said = found.value
     pairs: list[tuple[str, object]] = [
         ("name", said.name),
@@ -138,7 +142,9 @@ def verify(hand: Hand, name: str) -> None:
     emit_one(hand, found.raw, pairs, said.name)
     if not said.good:
         say(f"error: image {text(said.name)} is not what was added")
-        say(f"try: fleetctl image remove {text(said.name)}, then add it again from where it was built")
+        say(
+            "try: `fleetctl image add` it again from where it was built: it takes this one's place; look at the disk under it"
+        )
         raise Done(Exit.VERDICT)
 
 
@@ -155,7 +161,7 @@ def remove(hand: Hand, name: str, consent: Consent) -> None:
             why=", ".join(found.used_by[:8]),
             remedy="give those another image first; what runs, ends first",
         )
-    consent.ask(f"remove image {found.name}", [f"{_gib(found.bytes)}, sha256 {found.sha256}"])
+    consent.ask(f"remove image {found.name}", [f"{sized(found.bytes)}, sha256 {found.sha256}"])
     hand.fleet.remove_image(name)
     say(f"image {found.name} removed")
 
@@ -177,8 +183,10 @@ def sign(file: Path, name: str, key_file: Path, out: Path | None, description: s
     from fleetd.model import proof
 
     key = proof.load_private_key(_private(key_file), str(key_file))
-    signed = model.sign(_measured(file, name, description), key)
     target = out or Path(f"{file}{SUFFIX}")
+    if not os.access(target.parent, os.W_OK):  # said before minutes of reading, not after
+        raise Invalid("the manifest cannot be written there", where=str(target), remedy="name another place: --out M")
+    signed = model.sign(_measured(file, name, description), key)
     _write(target, json.dumps(json.loads(_json(signed)), indent=2).encode() + b"\n", 0o644, fresh=False)
     say(f"signed with key {model.key_id(key.public_key())}; manifest in {target}")
 
@@ -197,6 +205,21 @@ def make_key(file: Path) -> None:
     _write(file, proof.private_pem(key), 0o600)
     _write(public, proof.public_pem(key.public_key()), 0o644)
     say(f"key {model.key_id(key.public_key())}: keep {file} to yourself, put {public} under images.trust")
+
+
+@contextlib.contextmanager
+def _sending(file: Path, said: Manifest) -> Iterator[Callable[[int], None]]:
+    """Told how many bytes are out: a bar, and when all are, that now the daemon reads them."""
+    with contextlib.ExitStack() as shown:
+        told = shown.enter_context(bar(f"sending {file.name}", said.bytes))
+
+        def sent(done: int) -> None:
+            told(done)
+            if done >= said.bytes:
+                shown.pop_all().close()
+                shown.enter_context(waiting(f"all sent; the daemon proves both digests of {said.name}"))
+
+        yield sent
 
 
 def _manifest_for(file: Path, name: str | None, manifest_file: Path | None) -> SignedManifest:
@@ -245,6 +268,16 @@ def _measured(file: Path, name: str, description: str) -> Manifest:
     from fleetd.kit import diskimage, qcow2
     from fleetd.model.image import MAX_DISK, MAX_IMAGE, ImageFormat, Manifest, checked
 
+    blank = Manifest(
+        name=name,
+        description=description,
+        format=ImageFormat.RAW,
+        bytes=1,
+        sha256="0" * 64,
+        raw_bytes=512,
+        raw_sha256="0" * 64,
+    )
+    checked(blank)  # what was typed is judged before minutes of reading, not after
     form = diskimage.format_of(file)
     size = file.stat().st_size
     with bar(f"reading {file.name}", size) as done:

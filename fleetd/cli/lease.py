@@ -45,6 +45,14 @@ def _read(path: str) -> str:
     return text
 
 
+def _public(path: str) -> str:
+    """A file of public keys; a private one stays where it is, even if the daemon would refuse it."""
+    text = _read(path)
+    if "PRIVATE KEY" in text:
+        raise Invalid("this is a private key, and was not sent", where=path, remedy=f"give the public one: {path}.pub")
+    return text
+
+
 @lease.command()
 @click.option("--tenant", required=True)
 @click.option("--sku", required=True)
@@ -77,7 +85,7 @@ def create(
     request = {k: v for k, v in asked.items() if v is not None} | {"ends_at": ends}
     if keys:
         request["ssh_keys"] = [
-            line for path in keys for line in _read(path).splitlines() if line.strip() and line[0] != "#"
+            line for path in keys for line in _public(path).splitlines() if line.strip() and line[0] != "#"
         ]
     if user_data is not None:
         request["user_data"] = _read(user_data)

@@ -14,6 +14,7 @@ import click
 from fleetd.cli.context import Hand, colour
 
 T = TypeVar("T")
+_GIB = 1024**3
 _STATE_COLOUR = {
     "available": "green",
     "leased": "green",
@@ -140,6 +141,11 @@ def left(moment: str | None) -> str | None:
         return None
     rest = parse_rfc3339(moment) - pause.wall()
     return f"in {human_duration(rest)}" if rest >= 0 else f"{human_duration(rest)} over"
+
+
+def sized(count: int) -> str:
+    """Bytes for people: `2.10 GiB`, `33 KiB`."""
+    return f"{count / _GIB:.2f} GiB" if count >= _GIB / 100 else f"{count / 1024:.0f} KiB"
 
 
 def interactive() -> bool:

@@ -153,6 +153,21 @@ def bar(title: str, total: int) -> Iterator[Callable[[int], None]]:
         yield lambda done: shown.update(task, completed=done)
 
 
+@contextmanager
+def waiting(title: str) -> Iterator[None]:
+    """The time that passes while the daemon works and tells nothing. On a terminal, on stderr; nothing elsewhere."""
+    if not sys.stderr.isatty():
+        yield
+        return
+    from rich.console import Console
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = (SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as shown:
+        shown.add_task(title, total=None)
+        yield
+
+
 def countdown(seconds: float | None) -> str:
     """For waits: `, 12 m left`."""
     from fleetd.kit.clock import human_duration

@@ -20,6 +20,7 @@ from fleetd.drivers.boot.admission import Admission
 from fleetd.drivers.boot.desk_wire import RemoteDesk
 from fleetd.drivers.boot.dnsmasq_child import Dnsmasq
 from fleetd.drivers.boot.files import ISO, Files, prepare_iso
+from fleetd.drivers.boot.images import REMEDY, unreadable
 from fleetd.drivers.boot.listener import BootListener
 from fleetd.kit import logs
 from fleetd.kit.errors import Conflict, FleetError
@@ -178,6 +179,10 @@ class BootService:
         missing = [name for name in ("vmlinuz", "initrd") if not (folder / name).is_file()]
         if missing:
             log.warning("boot.file.missing", names=missing, folder=str(folder), remedy="make deploy-image")
+        if config.images:
+            images = self._loaded.path(config.images)
+            if why := await asyncio.get_running_loop().run_in_executor(None, unreadable, images):
+                log.warning("boot.images.unreadable", folder=str(images), error=why, remedy=REMEDY)
         return Files(folder, iso)
 
 

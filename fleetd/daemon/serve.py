@@ -15,8 +15,10 @@ from fleetd.daemon.config import Loaded, load, split_address
 from fleetd.daemon.systemd import Notifier
 from fleetd.daemon.wiring import House, build_house
 from fleetd.kit import logs
+from fleetd.kit.errors import FleetError
 
 log = logs.get("daemon")
+SHOWN = 8  # names in one line of the log
 BEAT_LIMIT = 20.0  # seconds without a tick that got through the ledger: then systemd hears no heartbeat
 
 
@@ -78,6 +80,7 @@ async def _with_house(loaded: Loaded, house: House, notifier: Notifier, stopping
             )
             beat = group.create_task(_heartbeat(house, notifier), name="heartbeat")
             dark = group.create_task(house.services.leases.keep_dark(), name="keep-dark")
+            await _tell_of_images(house)
             await stopping.wait()
             notifier.say(STOPPING=1, STATUS="parking work at safe points")
             log.info("parking", hosts=engine.working)
@@ -91,6 +94,25 @@ async def _with_house(loaded: Loaded, house: House, notifier: Notifier, stopping
             await house.desk.stop()
         if house.boot is not None:
             await house.boot.stop()
+
+
+async def _tell_of_images(house: House) -> None:
+    """Files that no image names, and images without a file: nobody looks into that directory by himself."""
+    try:
+        found = await house.services.images.survey()
+    except FleetError as error:
+        log.warning("images.unread", error=str(error), remedy=error.remedy)
+        return
+    if found.gone:
+        log.warning("images.gone", names=found.gone[:SHOWN], count=len(found.gone), remedy="add them again")
+    if found.strangers:
+        log.warning(
+            "images.unnamed",
+            names=[stranger.name for stranger in found.strangers[:SHOWN]],
+            count=len(found.strangers),
+            bytes=sum(stranger.bytes for stranger in found.strangers),
+            remedy="delete them by hand, if no other fleetd uses this directory and no older ledger was restored",
+        )
 
 
 def _listeners(loaded: Loaded) -> list[server.Listener]:

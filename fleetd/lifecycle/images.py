@@ -13,9 +13,9 @@ from typing import Final
 import msgspec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-from fleetd.drivers.image.capabilities import ImageStore, Measured, Taken
+from fleetd.drivers.image.capabilities import ImageStore, Measured, Stranger, Taken
 from fleetd.kit.clock import Clock
-from fleetd.kit.errors import Busy, Conflict, DeadlineExceeded, FleetError, Invalid, NotFound
+from fleetd.kit.errors import Busy, Conflict, DeadlineExceeded, Invalid, NotFound
 from fleetd.kit.ids import new_id
 from fleetd.model import image as model
 from fleetd.model.access import Principal
@@ -42,6 +42,15 @@ class Ordered(msgspec.Struct, frozen=True, kw_only=True):
     manifest: Manifest
 
 
+class Survey(msgspec.Struct, frozen=True, kw_only=True):
+    """The directory against the ledger. `gone`: images whose file is not there, or of another size; `strangers`: what no
+    image names."""
+
+    kept: int = 0
+    gone: tuple[str, ...] = ()
+    strangers: tuple[Stranger, ...] = ()
+
+
 class ImageDesk:
     """Images of one site.
 
@@ -65,6 +74,7 @@ class ImageDesk:
         self._trusted, self._signer = dict(trusted), signer
         self._allow_unsigned = allow_unsigned
         self._gate = asyncio.Semaphore(AT_ONCE)
+        self._damaged: set[str] = set()  # sha256 of files that `verify` found to be something else: they may come again
         self._coming: set[str] = set()  # names that a stream is taken in for
         self._writing = asyncio.Lock()  # a file is kept or deleted together with the row that names it
 
@@ -95,6 +105,15 @@ class ImageDesk:
     async def names(self) -> frozenset[str]:
         """Of all that are not removed."""
         return frozenset(image.manifest.name for image in await rows.every(self._db))
+
+    async def survey(self) -> Survey:
+        """Compare the directory with the ledger; quick, for no file is read. Raises Permanent when it cannot be listed."""
+        async with self._writing:
+            images = await rows.every(self._db)
+            strangers = await self._files.strangers({image.manifest.sha256 for image in images})
+        said = [image.manifest for image in images]
+        gone = tuple(one.name for one in said if not self._files.has(one.sha256, one.bytes))
+        return Survey(kept=len(said), gone=gone, strangers=tuple(strangers))
 
     async def users(self) -> dict[str, list[str]]:
         """Who needs which image: SKUs, leases that are not over, runs that name it or are writing it."""
@@ -166,6 +185,8 @@ class ImageDesk:
                 wrong = _differences(image.manifest, await self._files.verify(image.manifest))
             except (Invalid, NotFound) as error:
                 wrong = [str(error)]
+        # It may be in use, so it cannot be removed first: then the same image, sent again, takes its place.
+        (self._damaged.add if wrong else self._damaged.discard)(image.manifest.sha256)
         await self._db.commit(
             [events.append(self._event("image.damaged" if wrong else "image.verified", image, who, wrong=wrong[:3]))]
         )
@@ -208,10 +229,10 @@ class ImageDesk:
         image = await rows.by_name(self._db, asked.name)
         if image is None:
             return None
-        if _same(image.manifest, asked) and self._files.has(image.manifest.sha256, image.manifest.bytes):
-            return image
         if _same(image.manifest, asked):
-            return None  # its file is gone: it may come again
+            ours = image.manifest
+            good = self._files.has(ours.sha256, ours.bytes) and ours.sha256 not in self._damaged
+            return image if good else None  # its file is gone or damaged: it may come again
         raise Conflict(
             f"another image is called {asked.name}",
             why=f"it is {image.manifest.sha256[:12]}…, this one {asked.sha256[:12]}…",
@@ -281,18 +302,21 @@ class ImageDesk:
         )
         async with self._writing:
             await self._files.keep(taken, manifest.sha256)
+            self._damaged.discard(manifest.sha256)
             known = await rows.by_name(self._db, manifest.name)
             if known is not None and known.manifest == manifest:
-                return known  # only its file had been lost
+                return known  # only its file had been lost or damaged
             # One that was converted here, lost, and converted anew may pack to other bytes.
             again = [rows.remove(known, now)] if known is not None and _same(known.manifest, manifest) else []
             try:
                 await self._db.commit(
                     [*again, rows.insert(image), events.append(self._event("image.added", image, who))]
                 )
-            except FleetError:
+            except BaseException:  # cancelled too: whether the row came to be, the ledger tells
                 await self._unless_needed(manifest.sha256)
                 raise
+            if known is not None:  # replaced; a damaged file of it may still stand there
+                await self._unless_needed(known.manifest.sha256)
         return image
 
     async def _unless_needed(self, sha256: str) -> None:

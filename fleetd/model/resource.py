@@ -414,7 +414,11 @@ class DoneView(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class HealthView(msgspec.Struct, frozen=True, kw_only=True):
-    """The daemon's own condition. Ages in seconds; `problems` is empty when all is well."""
+    """The daemon's own condition. Ages in seconds; `problems` is empty when all is well.
+
+    `images`: `kept` how many, `gone` names of those without a file; `unnamed`, `unnamed_bytes` and `unnamed_names` (some)
+    tell of files that no image names. Empty when the directory or the database could not be read.
+    """
 
     status: Literal["ok", "degraded"]
     version: str
@@ -429,6 +433,7 @@ class HealthView(msgspec.Struct, frozen=True, kw_only=True):
     freezes: dict[str, str]
     holds: dict[str, str]
     problems: list[str]
+    images: dict[str, Any] = {}
     who: str = ""
     role: str = ""
 

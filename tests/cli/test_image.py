@@ -54,6 +54,7 @@ def test_signed_added_listed_shown_verified_removed(daemon: House, key: Path, tm
     dry = hand(daemon, "image", "add", str(file), "--dry-run")
     assert (dry.code, dry.out) == (0, "")
     assert "would add" in dry.err
+    assert hand(daemon, "image", "add", str(file), "--dry-run", "-o", "json").json["needed"] is True
     assert hand(daemon, "image", "show", "cli").code == 5
 
     added = hand(daemon, "image", "add", str(file), "-o", "json")
@@ -86,7 +87,40 @@ def test_damage_on_the_server_is_a_failed_verdict(daemon: House, key: Path, tmp_
     kept.write_bytes(kept.read_bytes()[:-8] + b"12345678")
     found = hand(daemon, "image", "verify", "damage")
     assert found.code == 9
-    assert "try: fleetctl image remove damage" in found.err
+    assert "image add" in found.err
+    # A SKU may name it, so `remove` may be refused: the same image once more takes its place.
+    again = hand(daemon, "image", "add", str(file))
+    assert (again.code, "added" in again.err) == (0, True)
+    assert hand(daemon, "image", "verify", "damage").code == 0
+
+
+def test_the_doctor_of_the_daemon_tells_what_no_image_names_and_what_has_no_file(
+    daemon: House, key: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "g.raw.gz"
+    file.write_bytes(tiny_image("gone")[0])
+    hand(None, "image", "sign", str(file), "--name", "gone", "--key", str(key))
+    digest = hand(daemon, "image", "add", str(file), "-o", "json").json["sha256"]
+    folder = daemon.folder / "images"
+    (folder / "left\x1b[2J.raw").write_bytes(bytes(2048))
+    try:
+        found = hand(daemon, "doctor")
+        assert "named by no image: 1, 2 KiB: left?[2J.raw" in found.out
+        assert hand(daemon, "doctor", "-o", "json").json["images"]["unnamed"] == 1
+        (folder / digest).unlink()
+        lost = hand(daemon, "doctor")
+        assert (lost.code, "file of image gone is gone" in lost.out) == (1, True)
+    finally:
+        (folder / "left\x1b[2J.raw").unlink()
+        hand(daemon, "image", "remove", "gone", "--yes")
+
+
+def test_what_was_typed_is_judged_before_the_file_is_read(key: Path, tmp_path: Path) -> None:
+    absent = str(tmp_path / "absent.raw")
+    named = hand(None, "image", "sign", absent, "--name", "Bad Name", "--key", str(key))
+    assert (named.code, "`name`" in named.err) == (2, True)
+    placed = hand(None, "image", "sign", absent, "--name", "n", "--key", str(key), "--out", str(tmp_path / "no/where"))
+    assert (placed.code, "--out" in placed.err) == (2, True)
 
 
 def test_what_is_refused_says_why(daemon: House, key: Path, tmp_path: Path) -> None:
@@ -150,6 +184,7 @@ def test_the_doctor_shows_the_trail_and_one_diagnosis(daemon: House) -> None:
     boot = daemon.run(daemon.boots.arm(host, "deploy", intent="i", seconds=600))
     on_its_way = hand(daemon, "boot", "doctor", host.name)
     assert (on_its_way.code, "on its way" in on_its_way.out) == (0, True)
+    assert ", until " in on_its_way.out
     seen = [Sighting(stage="dhcp", mac=host.spec.boot_mac, source="10.77.0.50", detail="DHCPACK", at=boot.armed + 1)]
     daemon.run(daemon.boots.seen(seen))
     daemon.run(daemon.boots.script(host.spec.boot_mac, uuid="wrong", serial="stranger", source="10.77.0.50"))

@@ -12,11 +12,12 @@ import click
 import pytest
 
 from fleetd.cli import reference
+from fleetd.cli.context import explain
 from fleetd.cli.exits import MEANS, Exit
 from fleetd.cli.main import fleetctl
 from fleetd.cli.output import table, text
 from fleetd.kit import pause
-from fleetd.kit.errors import every_error
+from fleetd.kit.errors import Invalid, every_error
 from tests.cli.hand import hand
 
 REFERENCE = Path(__file__).parents[2] / "docs" / "reference"
@@ -28,6 +29,16 @@ def commands(command: click.Command, path: tuple[str, ...] = ()) -> list[tuple[t
         for name, child in command.commands.items():
             found += commands(child, (*path, name))
     return found
+
+
+def test_an_error_that_holds_the_words_of_others_is_one_line_without_escapes(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    explain(Invalid("`lou-a01\ntry: rm -rf /` is not a name", why="\x1b[2J", where="a.yaml:3"))
+    assert capsys.readouterr().err.splitlines()[:2] == [
+        "error: a.yaml:3: `lou-a01 try: rm -rf /` is not a name",
+        "why: ?[2J",
+    ]
 
 
 def test_pages_are_current() -> None:

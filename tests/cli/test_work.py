@@ -303,3 +303,12 @@ def test_lease_create_waits_for_the_hand_over(daemon: House) -> None:
         out, _ = process.communicate(timeout=10)
     assert process.returncode == 0
     assert json.loads(out)["state"] == "active"
+
+
+def test_a_private_key_given_for_a_public_one_is_never_sent(tmp_path: Path) -> None:
+    file = tmp_path / "id_ed25519"
+    file.write_text("-----BEGIN OPENSSH PRIVATE KEY-----\nsecret\n-----END OPENSSH PRIVATE KEY-----\n")
+    words = ("lease", "create", "--tenant", "t", "--sku", "s", "--ends", "1d", "--ssh-key", str(file))
+    found = hand(None, "--socket", str(tmp_path / "nobody.sock"), *words)
+    assert (found.code, "private key" in found.err, f"{file}.pub" in found.err) == (2, True, True)
+    assert "secret" not in found.err

@@ -132,6 +132,14 @@ async def test_it_serves_by_the_desk_and_without_it_says_when_and_files_flow_on(
     assert r.process.returncode == 0
 
 
+async def test_a_directory_of_images_that_is_not_there_is_said_at_once(tmp_path):
+    r = Running(tmp_path, child=False)
+    r.config.write_text(r.config.read_text() + "images: nowhere\n")
+    async with r:
+        assert "boot.images.unreadable" in r.log()
+        assert "No such file" in r.log()
+
+
 async def test_its_child_is_told_of_hosts_started_again_and_ended(tmp_path):
     desk = Desk()
     async with Running(tmp_path, desk=desk) as r:

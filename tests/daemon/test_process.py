@@ -39,6 +39,7 @@ class Running:
         self.folder, self.environment = folder, environment
         self.notes: list[str] = []
         self._notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        (folder / "notify").unlink(missing_ok=True)
         self._notify.bind(str(folder / "notify"))
 
     async def note(self, wanted: str) -> str:
@@ -105,6 +106,21 @@ async def test_the_heartbeat_comes_while_the_engine_ticks_and_sigterm_says_so(fo
         await running.note("WATCHDOG=1")
         running.process.terminate()
         await running.note("STOPPING=1")
+
+
+async def test_a_start_tells_of_files_that_no_image_names_and_leaves_them(folder):
+    async with Running(folder):
+        pass
+    (images,) = folder.rglob("incoming")
+    for name in ("a" * 64, "notes.txt"):
+        (images.parent / name).write_bytes(b"x" * 100)
+    assert "images.unnamed" not in (folder / "log").read_text()
+    async with Running(folder):
+        pass
+    log = (folder / "log").read_text()
+    assert "images.unnamed" in log
+    assert "notes.txt" in log
+    assert (images.parent / ("a" * 64)).exists()
 
 
 async def test_one_daemon_a_state_directory(folder):

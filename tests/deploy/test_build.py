@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import lzma
 import os
 import re
 import shutil
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from deploy import archive, elf, kernel, media, tree
+from deploy import archive, build, elf, kernel, media, tree
 from deploy.packages import FLAVOURS, Deb, Failed, Part
 from tests.deploy.stand import OVERLAY, ROOT
 
@@ -187,6 +188,41 @@ def test_modules_come_with_all_they_need_and_nothing_else(tmp_path: Path) -> Non
     assert kernel.choose(found, ["kernel/drivers/ata/"]) == kernel.choose(found, ["ahci"])
 
 
+def module_that_asks_for(*firmware: str) -> bytes:
+    """An ELF file of two sections, as a kernel module names its firmware."""
+    info = b"license=GPL\0" + b"".join(b"firmware=" + name.encode() + b"\0" for name in firmware)
+    names = b"\0.modinfo\0.names\0"
+    head = bytearray(64)
+    head[:6] = b"\x7fELF\x02\x01"
+    struct.pack_into("<Q", head, 0x28, 64 + len(info) + len(names))
+    struct.pack_into("<HHH", head, 0x3A, 64, 2, 1)
+    sections = struct.pack("<IIQQQQIIQQ", 1, 1, 0, 0, 64, len(info), 0, 0, 1, 0)
+    sections += struct.pack("<IIQQQQIIQQ", 10, 3, 0, 0, 64 + len(info), len(names), 0, 0, 1, 0)
+    return bytes(head) + info + names + sections
+
+
+@pytest.mark.slow
+def test_firmware_of_compressed_modules_is_taken_too_and_what_no_package_has_is_told(tmp_path: Path) -> None:
+    if shutil.which("zstd") is None:
+        pytest.skip("no zstd here")
+    plain = module_that_asks_for("a/plain.bin")
+    (tmp_path / "a.ko").write_bytes(plain)
+    (tmp_path / "b.ko.xz").write_bytes(lzma.compress(module_that_asks_for("b/*.pkg", "b/gone.bin")))
+    (tmp_path / "c.ko").write_bytes(module_that_asks_for("c/packed.bin"))
+    subprocess.run(["zstd", "-q", "--rm", str(tmp_path / "c.ko")], check=True)
+    files = {f"lib/firmware/{name}": "x" for name in ("a/plain.bin", "b/one.pkg", "c/packed.bin", "other.bin")}
+    root = tmp_path / "root"
+    count, absent = kernel.install_firmware(
+        kernel.Kernel("6.1", tmp_path / "vmlinuz", tmp_path),
+        ["a.ko", "b.ko.xz", "c.ko.zst"],
+        [deb(tmp_path, "firmware", files, {})],
+        root,
+    )
+    found = sorted(path.relative_to(root / "usr/lib/firmware").as_posix() for path in root.rglob("*.*"))
+    assert found == ["a/plain.bin", "b/one.pkg", "c/packed.bin"]
+    assert (count, absent) == (3, ["b/gone.bin"])
+
+
 def test_every_flavour_has_what_the_host_side_calls() -> None:
     for flavour in FLAVOURS.values():
         asked, parts = set(flavour.ask), {part.package for part in flavour.parts}
@@ -218,3 +254,14 @@ def test_the_overlay_evaluates_nothing_and_names_no_registry() -> None:
             text = path.read_text()
             assert not re.search(r"(^|[\s;])(eval|source)\s+[\"'$/]", text), path
             assert not re.search(r"(deb|security|snapshot)\.debian\.org", text), path
+
+
+def test_a_place_that_cannot_be_written_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(build, "fetch", lambda *_: build.Fetched(debs=[], loaders=[], firmware=[], absent=[]))
+    (tmp_path / "file").write_text("x")
+    assert build.main(["--out", str(tmp_path / "file" / "out"), "--cache", str(tmp_path)]) == 1
+    told = capsys.readouterr().err.splitlines()
+    assert "Not a directory" in told[-1]
+    assert "manifest.json" in told[-1]

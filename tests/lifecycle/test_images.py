@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -10,10 +11,11 @@ from typing import Any
 import msgspec
 import pytest
 
+from fleetd.drivers.image.capabilities import Stranger
 from fleetd.drivers.image.files import ImageFiles
 from fleetd.kit.errors import Busy, Conflict, DeadlineExceeded, Invalid, NotFound
 from fleetd.lifecycle import images as module
-from fleetd.lifecycle.images import ImageDesk
+from fleetd.lifecycle.images import ImageDesk, Survey
 from fleetd.model import proof
 from fleetd.model.image import ImageFormat, SignedManifest, key_id, sign
 from fleetd.sim.image import gpt_disk, tiny_image
@@ -177,6 +179,42 @@ async def test_verify_reads_it_anew(tmp_path: Path) -> None:
         assert len(await r.events("image.verified")) == 1
 
 
+async def test_a_damaged_file_is_mended_by_adding_it_again_though_it_is_in_use(tmp_path: Path) -> None:
+    async with rig(tmp_path) as r:
+        await r.fleet.fill(inventory({"lou-a01": 1}))
+        signed, served = signed_image("ubuntu-24.04-gpu", KEY)
+        image = await r.desk.add(signed, stream(served), who=WHO)
+        with pytest.raises(Conflict):  # a SKU names it, so it cannot be removed first
+            await r.desk.remove("ubuntu-24.04-gpu", who=WHO)
+        path = r.folder / signed.manifest.sha256
+        path.chmod(0o644)
+        path.write_bytes(served[:-1] + bytes([served[-1] ^ 1]))
+        assert (await r.desk.verify("ubuntu-24.04-gpu", who=WHO))[1]
+        assert await r.desk.offer(signed) is None  # it is asked for
+        assert await r.desk.add(signed, stream(served), who=WHO) == image
+        assert path.read_bytes() == served
+        assert (await r.desk.verify("ubuntu-24.04-gpu", who=WHO))[1] == []
+        assert await r.desk.offer(signed) == image
+
+
+async def test_files_that_no_image_names_and_images_without_a_file_are_told(tmp_path: Path) -> None:
+    async with rig(tmp_path) as r:
+        assert await r.desk.survey() == Survey()
+        one, two = await add_images(r.desk, KEY, ["one", "two"])
+        (r.folder / one.manifest.sha256).unlink()
+        (r.folder / ("a" * 64)).write_bytes(b"left by a crash")
+        (r.folder / "notes.txt").write_bytes(b"x")
+        (r.folder / "lost+found").mkdir()
+        (r.folder / "incoming" / "taken").write_bytes(b"x")
+        found = await r.desk.survey()
+        assert found == Survey(
+            kept=2, gone=("one",), strangers=(Stranger(name="a" * 64, bytes=15), Stranger(name="notes.txt", bytes=1))
+        )
+        await r.desk.remove("two", who=WHO)
+        assert {"a" * 64, "notes.txt"} <= set(r.files())  # what nobody names is told, never deleted
+        assert two.manifest.sha256 not in r.files()
+
+
 async def test_two_names_share_a_file_until_both_are_gone(tmp_path: Path) -> None:
     async with rig(tmp_path) as r:
         served, raw = tiny_image("same")
@@ -207,6 +245,23 @@ async def test_what_a_sku_or_a_lease_or_a_run_needs_stays(tmp_path: Path) -> Non
             await r.fleet.claim(1, image="unheard-of")
 
 
+async def test_one_that_is_cancelled_before_it_is_written_down_leaves_no_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def cancelled(*_: object) -> None:
+        raise asyncio.CancelledError
+
+    async with rig(tmp_path) as r:
+        signed, served = signed_image("ubuntu", KEY)
+        with monkeypatch.context() as patch:
+            patch.setattr(r.desk._db, "commit", cancelled)
+            with pytest.raises(asyncio.CancelledError):
+                await r.desk.add(signed, stream(served), who=WHO)
+        assert r.files() == []
+        await r.desk.add(signed, stream(served), who=WHO)
+        assert r.files() == [signed.manifest.sha256]
+
+
 async def test_two_streams_for_one_name_are_not_taken_at_once(tmp_path: Path) -> None:
     async with rig(tmp_path) as r:
         signed, served = signed_image("ubuntu", KEY)
@@ -220,8 +275,6 @@ async def test_two_streams_for_one_name_are_not_taken_at_once(tmp_path: Path) ->
 
 
 async def test_a_stream_that_trickles_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import asyncio
-
     monkeypatch.setattr(module, "STREAM_LEAST", 0.05)
     monkeypatch.setattr(module, "STREAM_RATE", 10**9)
 

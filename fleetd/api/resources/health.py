@@ -18,6 +18,7 @@ from fleetd.model.run import RunState
 from fleetd.store import events, hosts
 
 Req = Request[Any, Any, Any]
+SHOWN = 8  # names of each kind
 ENGINE_LATE = 60.0  # seconds without a heartbeat after which the engine counts as stuck
 
 
@@ -40,6 +41,7 @@ async def gather(state: Desks, who: Principal) -> HealthView:
     except FleetError as error:
         database |= {"ok": False, "error": str(error)}
         problems.append(f"the database does not answer: {error}")
+    images = await _images(state, problems) if database["ok"] else {}
     age = state.engine_age()
     if age is None:
         problems.append("the engine has not started yet")
@@ -65,9 +67,26 @@ async def gather(state: Desks, who: Principal) -> HealthView:
         freezes=frozen,
         holds=holds,
         problems=problems,
+        images=images,
         who=who.name,
         role=str(who.role),
     )
+
+
+async def _images(state: Desks, problems: list[str]) -> dict[str, Any]:
+    try:
+        found = await state.services.images.survey()
+    except FleetError as error:
+        problems.append(f"the images cannot be looked at: {error}")
+        return {}
+    problems += [f"the file of image {name} is gone, or has another size: add it again" for name in found.gone[:SHOWN]]
+    return {
+        "kept": found.kept,
+        "gone": list(found.gone),
+        "unnamed": len(found.strangers),
+        "unnamed_bytes": sum(stranger.bytes for stranger in found.strangers),
+        "unnamed_names": [stranger.name[:255] for stranger in found.strangers[:SHOWN]],
+    }
 
 
 @get("/v1/health", guards=[auth.viewer])

@@ -7,6 +7,7 @@ daemon restarts, a transfer that was cut off can be resumed. A desk that answers
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import stat
 from collections import OrderedDict
@@ -26,6 +27,7 @@ REMEMBERED_SECONDS = 900.0  # since the desk last said yes
 REMEMBERED = 4096
 DESK_SECONDS = 15.0
 DIGEST = re.compile(r"[0-9a-f]{64}")
+REMEDY = "`images` in boot.yaml must be the images.dir of the daemon, and the boot service must be able to read it"
 _TICKET = re.compile(r"[A-Za-z0-9_-]{16,512}")
 
 
@@ -99,9 +101,11 @@ class Images:
         if not _TICKET.fullmatch(ticket):
             raise Denied("no ticket")
         grant = await self._grants.ask(digest, ticket, source)
-        path = None if self.folder is None else self.folder / digest
-        if path is None or not await asyncio.get_running_loop().run_in_executor(None, _is_file, path):
-            raise NotFound("no such image", remedy="`images` of the boot service must be the daemon's images directory")
+        if self.folder is None:
+            raise NotFound("no such image", why="no `images` are configured here", remedy=REMEDY)
+        path = self.folder / digest
+        if why := await asyncio.get_running_loop().run_in_executor(None, _unusable, path):
+            raise NotFound("no such image", why=f"{path}: {why}", remedy=REMEDY)
         # Whoever stands between must not hand it on: the ticket is this host's.
         headers = {"Cache-Control": "private, no-store"}
         rate = self.admission.limits.min_rate
@@ -112,9 +116,22 @@ class Images:
             return await send(request, path, min_rate=rate, headers=headers)
 
 
-def _is_file(path: Path) -> bool:
-    """A regular file and no link: what `fleetctl image add` put there."""
+def _unusable(path: Path) -> str:
+    """Empty for a regular file, no link, that we may read: what `fleetctl image add` put there. Else why not."""
     try:
-        return stat.S_ISREG(path.lstat().st_mode)
-    except OSError:
-        return False
+        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        return error.strerror or str(error)
+    try:
+        return "" if stat.S_ISREG(os.fstat(handle).st_mode) else "it is no regular file"
+    finally:
+        os.close(handle)
+
+
+def unreadable(folder: Path) -> str:
+    """Why this user cannot serve files from there; empty when he can. Blocking."""
+    try:
+        with os.scandir(folder):
+            return "" if os.access(folder, os.X_OK) else "its files may not be opened"
+    except OSError as error:
+        return error.strerror or str(error)

@@ -274,7 +274,13 @@ class BootListener:
         return web.Response(status=204)
 
     async def _image(self, request: web.Request) -> web.StreamResponse:
-        return await self.images.handle(request, _source(request))
+        source = _source(request)
+        try:
+            return await self.images.handle(request, source)
+        except NotFound as error:
+            if error.why:  # a host was sent here for it: somebody must know why it gets nothing
+                self._warn("image", "boot.image.missing", source=source, error=error.why, remedy=error.remedy)
+            raise
 
     async def _file(self, request: web.Request) -> web.StreamResponse:
         served, source = self.files.served(request), _source(request)

@@ -6,7 +6,7 @@ NotFound, DeadlineExceeded, Permanent when the directory cannot be written.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from pathlib import Path
 from typing import Protocol
 
@@ -15,7 +15,7 @@ import msgspec
 from fleetd.kit.diskimage import Measured
 from fleetd.model.image import Manifest
 
-__all__ = ["ImageStore", "Measured", "Taken"]
+__all__ = ["ImageStore", "Measured", "Stranger", "Taken"]
 
 
 class Taken(msgspec.Struct, frozen=True, kw_only=True):
@@ -24,6 +24,13 @@ class Taken(msgspec.Struct, frozen=True, kw_only=True):
     path: Path
     bytes: int
     qcow2: bool = False
+
+
+class Stranger(msgspec.Struct, frozen=True, kw_only=True):
+    """Something in the directory that no image names; `bytes` is 0 for what is no file."""
+
+    name: str
+    bytes: int
 
 
 class ImageStore(Protocol):
@@ -55,3 +62,7 @@ class ImageStore(Protocol):
 
     def has(self, sha256: str, size: int) -> bool:
         """Is a file of that name and size (bytes) kept?"""
+
+    async def strangers(self, named: Collection[str]) -> list[Stranger]:
+        """What stands in the directory beside the files of these digests, by name. It is told, and never deleted: an
+        older ledger may have been restored, or another daemon may use the directory."""

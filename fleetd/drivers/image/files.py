@@ -12,13 +12,13 @@ import os
 import re
 import secrets
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
 from functools import partial
 from pathlib import Path
 from typing import Final, TypeVar
 
 from fleetd.drivers.image import convert
-from fleetd.drivers.image.capabilities import Taken
+from fleetd.drivers.image.capabilities import Stranger, Taken
 from fleetd.kit import diskimage, qcow2
 from fleetd.kit.diskimage import Measured, Stopped
 from fleetd.kit.errors import Busy, Conflict, Invalid, NotFound, Permanent
@@ -29,6 +29,7 @@ T = TypeVar("T")
 BLOCK: Final = 4 * 1024**2  # bytes written at once, off the loop
 ROOM_EACH: Final = 64 * 1024**2  # bytes after which the room is looked at again
 RESERVE: Final = 256 * 1024**2  # bytes that stay free: the ledger may stand on the same file system
+_OURS: Final = frozenset({"incoming", "lost+found"})  # no image, and none of our business
 _INCOMING: Final = re.compile(r"[0-9a-f]{32}(\.(raw|zst))?")
 
 log = get("images")
@@ -167,6 +168,21 @@ class ImageFiles:
             return self._named(sha256).stat().st_size == size
         except OSError:
             return False
+
+    async def strangers(self, named: Collection[str]) -> list[Stranger]:
+        try:
+            return await _off_loop(lambda: self._strangers(named))
+        except OSError as error:
+            raise _disk(error, self.folder) from error
+
+    def _strangers(self, named: Collection[str]) -> list[Stranger]:
+        found = []
+        with os.scandir(self.folder) as entries:
+            for entry in entries:
+                if entry.name not in named and entry.name not in _OURS:
+                    size = entry.stat(follow_symlinks=False).st_size if entry.is_file(follow_symlinks=False) else 0
+                    found.append(Stranger(name=entry.name, bytes=size))
+        return sorted(found, key=lambda stranger: stranger.name)
 
     def _named(self, sha256: str) -> Path:
         if not DIGEST.fullmatch(sha256):

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import aiohttp
 import pytest
+import structlog
 
-from fleetd.drivers.boot import admission, images, transfer
+from fleetd.drivers.boot import admission, images, listener, transfer
 from fleetd.drivers.boot.admission import Admission, Limits
 from fleetd.drivers.boot.capabilities import ImageGrant
 from fleetd.drivers.boot.files import PLACEHOLDER, URL_BYTES, Files, prepare_iso
@@ -150,6 +151,28 @@ async def test_a_link_among_the_images_is_no_image(tmp_path):
         r.desk.tickets["t" * 20] = (OTHER, ImageGrant(host="host-1", rack="r1"))
         async with r.session.get(f"/images/{OTHER}?ticket={'t' * 20}") as answer:
             assert answer.status == 404
+
+
+async def test_an_image_that_should_be_there_and_is_not_is_told_to_the_log(tmp_path, monkeypatch):
+    told = structlog.testing.CapturingLogger()  # the tests' own logs say errors only
+    monkeypatch.setattr(listener, "log", told)
+    async with rig(tmp_path) as r:
+        (tmp_path / "images" / DIGEST).unlink()
+        async with r.session.get(URL) as answer:
+            assert answer.status == 404
+        r.listener.images.folder = tmp_path / "files" / "vmlinuz"  # no directory
+        async with r.session.get(URL) as answer:
+            assert answer.status == 404
+            assert str(tmp_path) not in await answer.text()
+    errors = [call.kwargs["error"] for call in told.calls if call.args == ("boot.image.missing",)]
+    assert [error.partition(": ")[2] for error in errors] == ["No such file or directory", "Not a directory"]
+
+
+def test_a_directory_of_images_that_cannot_be_read_has_a_reason(tmp_path):
+    assert images.unreadable(tmp_path) == ""
+    assert "No such file" in images.unreadable(tmp_path / "none")
+    (tmp_path / "file").write_bytes(b"x")
+    assert "Not a directory" in images.unreadable(tmp_path / "file")
 
 
 async def test_ranges(tmp_path):
