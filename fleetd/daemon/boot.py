@@ -155,6 +155,8 @@ class BootService:
         ]
         if (old.dnsmasq is None) != (new.dnsmasq is None):
             fixed.append("dnsmasq")
+        if new.dnsmasq is not None and fresh.path(new.files) != self._loaded.path(old.files):
+            fixed.append("files")  # dnsmasq has copies of its loaders: HTTP would serve the one, TFTP the other
         if fixed:
             raise Conflict(
                 f"{', '.join(fixed)} cannot change while the service runs", remedy="systemctl restart fleetd-boot"

@@ -175,6 +175,18 @@ async def test_hup_takes_what_is_good_and_refuses_what_is_not(tmp_path):
         assert "interface=br1" in (tmp_path / "state" / "dnsmasq.conf").read_text()
 
 
+async def test_hup_refuses_other_loaders_than_dnsmasq_hands_out(tmp_path):
+    """Else HTTP would serve one directory and TFTP another, and nobody would be told."""
+    async with Running(tmp_path) as r:
+        (tmp_path / "other").mkdir()
+        r.config.write_text(r.config.read_text().replace("files: files", "files: other"))
+        r.process.send_signal(signal.SIGHUP)
+        async with asyncio.timeout(10):
+            while "reload" not in r.log():
+                await asyncio.sleep(0.02)
+        assert "files cannot change while the service runs" in r.log()
+
+
 async def test_a_reload_that_finds_no_room_leaves_what_runs(tmp_path):
     async with Running(tmp_path) as r:
         (tmp_path / "state" / "deploy.iso.new").mkdir()  # in place of a full disk

@@ -237,7 +237,8 @@ class BootListener:
 
     async def _script(self, request: web.Request) -> web.Response:
         mac = read_mac(request.match_info["mac"])
-        uuid, serial = _query(request, "uuid"), _query(request, "serial")
+        # iPXE tells the fields of SMBIOS as they stand, and vendors pad them; BMC and deploy environment tell them without.
+        uuid, serial = _query(request, "uuid").strip(), _query(request, "serial").strip()
         if self.tftp and self._is_replaced(request, mac):
             return _secret(replace_text(self.tftp))
         script = await self._desk.script(mac, uuid=uuid, serial=serial, source=_source(request))

@@ -129,6 +129,14 @@ async def test_other_paths_are_not_there(path):
         assert (await session.get(path)).status == 404
 
 
+async def test_blanks_around_an_identity_are_not_part_of_it():
+    """Vendors pad the fields of SMBIOS; iPXE tells them as they stand, BMC and deploy environment without."""
+    desk = Desk()
+    async with listening(desk) as (_, session):
+        await session.get(f"/boot/{MAC}.ipxe?uuid=U%20&serial=%207XK%2021B3%20%20")
+    assert desk.asked == [(MAC, "U", "7XK 21B3", "127.0.0.1")]
+
+
 async def test_odd_queries_are_refused():
     async with listening() as (_, session):
         assert (await session.get(f"/boot/{MAC}.ipxe", params={"serial": "x" * 129})).status == 422
