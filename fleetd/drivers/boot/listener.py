@@ -7,6 +7,7 @@ of the caller is the socket's; headers that claim another are not read.
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 from collections import Counter, OrderedDict
 from collections.abc import Awaitable, Callable
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import msgspec
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from fleetd.drivers.boot.admission import Admission
 from fleetd.drivers.boot.capabilities import BootDesk, Hello
@@ -161,6 +163,7 @@ class BootListener:
         self._runner = web.AppRunner(
             app,
             access_log=None,
+            logger=_logger(self._aiohttp),
             handle_signals=False,
             keepalive_timeout=IDLE_SECONDS,
             lingering_time=0,
@@ -222,8 +225,8 @@ class BootListener:
             return _problem(503, DeadlineExceeded.code, DeadlineExceeded.title, close=True, retry_after=RETRY_AFTER)
         except ConnectionError:
             raise  # the client went: aiohttp closes what is left
-        except Exception:  # a slip of ours: told to the log, not to the network
-            log.exception("boot.request", path=request.path, source=_source(request))
+        except Exception as error:  # noqa: BLE001 - a slip of ours: told to the log, not to the network
+            self._slipped(error, path=request.path, source=_source(request))
             return _problem(500, FleetError.code, FleetError.title, close=True)
 
     def _warn(self, key: str, event: str, **fields: str) -> None:
@@ -231,6 +234,22 @@ class BootListener:
         held = self._meter.take(key, self._clock.steady())
         if held is not None:
             log.warning(event, held_back=held, **fields)
+
+    def _slipped(self, error: BaseException, **fields: str) -> None:
+        """With its traceback, as often as any other line."""
+        held = self._meter.take("slip", self._clock.steady())
+        if held is not None:
+            log.error("boot.request", exc_info=error, held_back=held, **fields)
+
+    def _aiohttp(self, record: logging.LogRecord) -> None:
+        """What aiohttp would log by itself: a traceback for each broken request, with the line that was sent in it."""
+        error = record.exc_info[1] if record.exc_info else None
+        if isinstance(error, HttpProcessingError):
+            self._warn("http", "boot.http", error=type(error).__name__)
+        elif error is None:
+            self._warn("aiohttp", "boot.http", error=record.getMessage()[:200])
+        elif not isinstance(error, ConnectionError):  # a client that went is no news
+            self._slipped(error, path="")
 
     async def _start(self, _: web.Request) -> web.Response:
         return _secret(start_text(self.base_url))
@@ -295,6 +314,18 @@ class BootListener:
             self._flowing[source] -= 1
             if not self._flowing[source]:
                 del self._flowing[source]
+
+
+def _logger(told: Callable[[logging.LogRecord], None]) -> logging.Logger:
+    """A logger of the standard kind that tells `told` alone, and no one above."""
+
+    class Teller(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            told(record)
+
+    made = logging.Logger("boot.http", logging.WARNING)
+    made.addHandler(Teller())
+    return made
 
 
 def _secret(text: str) -> web.Response:

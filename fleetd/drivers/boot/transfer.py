@@ -20,9 +20,11 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from aiohttp import web
+from multidict import CIMultiDict
 
 WINDOW = 60.0  # seconds over which the rate is judged
 STEP = 5.0  # seconds between two looks
+_READ = ("Range", "If-Match", "If-None-Match", "If-Modified-Since", "If-Unmodified-Since")
 _ACKED = 120  # offset of tcpi_bytes_acked in struct tcp_info (linux/tcp.h)
 
 
@@ -49,13 +51,12 @@ async def send(request: web.Request, path: Path, *, min_rate: int, headers: dict
     transport = request.transport
     if transport is None or transport.is_closing():
         raise ConnectionResetError("the client is gone")
-    loop = asyncio.get_running_loop()
-    before = await loop.run_in_executor(None, _stat, path)
+    before = await asyncio.get_running_loop().run_in_executor(None, _stat, path)
     try:
         async with _moving(transport, min_rate):
             await response.prepare(_asked(request, before))
             await response.write_eof()
-        if request.method != "HEAD" and await loop.run_in_executor(None, _stat, path) != before:
+        if request.method != "HEAD" and _stat(path) != before:  # in the kernel's memory by now: no thread for it
             response.force_close()
     except (ConnectionError, TimeoutError) as error:
         transport.abort()
@@ -73,11 +74,10 @@ def _stat(path: Path) -> tuple[int, int] | None:
 
 
 def _asked(request: web.Request, stat: tuple[int, int] | None) -> web.Request:
-    """The request without what aiohttp would read otherwise than we mean."""
-    headers = request.headers.copy()
-    headers.popall("Accept-Encoding", None)
-    since = headers.popall("If-Range", None)
-    if since is not None and (stat is None or since[-1].strip() not in _names(*stat)):
+    """The request with no more than we mean, of what aiohttp would read in it."""
+    headers = CIMultiDict((name, text) for name in _READ if (text := request.headers.get(name, "")) and text.isascii())
+    since = request.headers.get("If-Range")
+    if since is not None and (stat is None or since.strip() not in _names(*stat)):
         headers.popall("Range", None)
     return request.clone(headers=headers)
 

@@ -191,6 +191,16 @@ async def test_a_packed_neighbour_is_never_sent_in_a_files_place(tmp_path):
                 assert answer.headers["Content-Length"] == str(len(body))
 
 
+@pytest.mark.parametrize("header", [b"User-Agent: Firma M\xfcller", b"Range: bytes=\xff-", b"If-Range: \xfe"])
+async def test_a_header_that_is_no_utf8_fails_nothing(tmp_path, header):
+    """Firmware has its own ideas; what is no range is no range."""
+    async with rig(tmp_path) as r:
+        request = b"GET /deploy/vmlinuz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n" + header + b"\r\n\r\n"
+        answer = await raw(r.listener.port, request)
+        assert answer.startswith(b"HTTP/1.1 200 ")
+        assert answer.endswith(b"kernel" * 1000)
+
+
 async def test_a_resume_of_what_was_replaced_begins_anew(tmp_path):
     """If-Range names the file of which a client has a part: of another one it gets all, never the middle."""
     kernel = tmp_path / "files" / "vmlinuz"

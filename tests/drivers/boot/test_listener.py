@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 import json
+import logging
 
 import aiohttp
 import msgspec
 import pytest
+import structlog
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fleetd.drivers.boot import listener as listener_room
 from fleetd.drivers.boot.capabilities import BootScript, Hello
 from fleetd.drivers.boot.listener import BootListener, read_hello
 from fleetd.drivers.boot.scripts import read_mac, script_text
@@ -239,6 +243,40 @@ async def test_a_taken_port_is_a_conflict():
     async with listening() as (listener, _):
         with pytest.raises(Conflict):
             await BootListener(Desk(), "127.0.0.1", listener.port).start()
+
+
+@pytest.mark.parametrize("slip", [False, True])
+async def test_a_flood_of_broken_requests_fills_no_log_and_tells_it_no_token(slip, caplog, monkeypatch):
+    """aiohttp would write a traceback for each, with the line that it did not understand; so would we for our own slips."""
+    lines = io.StringIO()
+    written = structlog.wrap_logger(
+        structlog.WriteLogger(lines), wrapper_class=structlog.make_filtering_bound_logger(logging.INFO)
+    )
+    monkeypatch.setattr(listener_room, "log", written)
+    if slip:
+
+        async def slips(self, request):
+            raise RuntimeError("in a way nobody thought of")
+
+        monkeypatch.setattr(BootListener, "_start", slips)
+        request = b"GET /boot/start.ipxe HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+    else:
+        request = b"GET / HTTP/1.1\r\nAuthorization: Bearer " + TOKEN.encode() + b"\x01\r\n\r\n"
+    hangs_up = f"POST /deploy/hello HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {TOKEN}\r\nContent-Length: 9\r\n\r\n"
+    async with listening() as (listener, _):
+        for _ in range(40):
+            reader, writer = await asyncio.open_connection("127.0.0.1", listener.port)
+            writer.write(request)
+            assert (await reader.read()).split(b" ")[1] == (b"500" if slip else b"400")
+            writer.close()
+            _, writer = await asyncio.open_connection("127.0.0.1", listener.port)
+            writer.write(hangs_up.encode())
+            await writer.drain()
+            writer.transport.abort()
+    said = lines.getvalue()
+    assert TOKEN not in said + caplog.text
+    assert 1 <= said.count("boot.request" if slip else "boot.http") <= 10
+    assert caplog.text == ""
 
 
 def test_a_token_that_is_more_than_a_word_never_reaches_a_script():
