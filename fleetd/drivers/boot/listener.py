@@ -7,8 +7,10 @@ of the caller is the socket's; headers that claim another are not read.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import re
+import socket
 from collections import Counter, OrderedDict
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -33,6 +35,7 @@ MAX_BODY = 64 * 1024
 DESK_SECONDS = 15.0
 BODY_SECONDS = 10.0
 IDLE_SECONDS = 15.0  # a connection that sends nothing, or headers without end
+UNREAD_SECONDS = 60.0  # an answer that is not taken: the kernel ends the connection
 MAX_CONNECTIONS = 4096
 MAX_OF_A_SOURCE = 256  # connections of one address, when there are too many in all
 MAX_FILES = 1024  # transfers of kernel, initrd and ISO at once: these know no host, so they know no queue
@@ -82,6 +85,14 @@ def _source(request: web.Request) -> str:
 def _peer(transport: asyncio.Transport | None) -> str:
     peer = transport.get_extra_info("peername") if transport is not None else None
     return str(peer[0]) if peer else ""
+
+
+def _give_up_on(transport: asyncio.Transport | None) -> None:
+    """Let the kernel end the connection of a client that takes no answer: no deadline of ours runs while aiohttp writes."""
+    sock = transport.get_extra_info("socket") if transport is not None else None
+    if sock is not None:
+        with contextlib.suppress(OSError):  # closed under us
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(UNREAD_SECONDS * 1000))
 
 
 def _query(request: web.Request, name: str) -> str:
@@ -148,6 +159,7 @@ class BootListener:
         @web.middleware
         async def bound(request: web.Request, handler: Handler) -> web.StreamResponse:
             """Who comes when too many are connected is sent away, unless one address makes up the crowd."""
+            _give_up_on(request.transport)
             if self._is_crowded(request):
                 return _problem(503, Busy.code, Busy.title, close=True)
             return await handler(request)

@@ -213,6 +213,21 @@ async def test_headers_that_never_end_are_cut(monkeypatch):
         writer.close()
 
 
+async def test_who_asks_and_never_reads_is_cut_off(monkeypatch):
+    monkeypatch.setattr(listener_room, "UNREAD_SECONDS", 0.5)
+    async with listening() as (listener, _):
+        _reader, writer = await asyncio.open_connection("127.0.0.1", listener.port, limit=1024)
+
+        async def ask_on() -> None:
+            while True:  # its own reader stops at 2 KiB
+                writer.write(b"GET /boot/start.ipxe HTTP/1.1\r\nHost: x\r\n\r\n" * 100)
+                await writer.drain()
+
+        with pytest.raises(ConnectionError):
+            await asyncio.wait_for(ask_on(), 20)
+        writer.transport.abort()
+
+
 async def test_past_the_bound_of_connections_callers_are_sent_away(monkeypatch):
     monkeypatch.setattr("fleetd.drivers.boot.listener.MAX_CONNECTIONS", 0)
     async with listening() as (_, session):
