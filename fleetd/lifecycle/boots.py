@@ -7,6 +7,7 @@ boot MAC matches, and SSH talks only to the host key that was phoned home. Nothi
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import secrets
 from collections.abc import Mapping, Sequence
@@ -18,7 +19,7 @@ from fleetd.drivers.boot.capabilities import BootHost, BootScript, Hello, ImageG
 from fleetd.drivers.ssh.capabilities import ShellTarget
 from fleetd.drivers.ssh.keys import new_key_pair
 from fleetd.kit.clock import Clock
-from fleetd.kit.errors import DeadlineExceeded, Denied, IdentityUnproven, NotFound, Permanent
+from fleetd.kit.errors import Busy, Conflict, DeadlineExceeded, Denied, IdentityUnproven, NotFound, Permanent
 from fleetd.kit.ids import new_id
 from fleetd.kit.logs import get
 from fleetd.kit.rate import Meter
@@ -41,6 +42,7 @@ TICKET_SECONDS: Final = 6 * 3600.0  # a large image behind a full queue; the boo
 MAX_SIGHTINGS: Final = 1000  # in one call
 DENIALS, DENIALS_SECONDS = 20, 600.0  # events of refused callers a host, and of all unknown ones together
 EVERYWHERE: Final = "*"
+TRIES: Final = 5  # to write what was judged, before others write
 
 
 def token_hash(token: str) -> str:
@@ -135,9 +137,13 @@ class Boots:
                 remedy="look at its console; check cable and DHCP of the boot NIC, and the boot order",
             ) from error
         finally:
-            self._waiters.pop(boot.id, None)
-            self._tokens.pop(boot.id, None)
-            self._foreign.pop(boot.id, None)
+            self.forget(boot)
+
+    def forget(self, boot: Boot) -> None:
+        """Nobody waits for it any more: who asks for its script is sent to the disk. Safe to call twice."""
+        self._waiters.pop(boot.id, None)
+        self._tokens.pop(boot.id, None)
+        self._foreign.pop(boot.id, None)
 
     async def shell_target(self, host: Host, environment: Environment) -> tuple[Boot, ShellTarget]:
         """Where and with which keys to reach the host's present boot.
@@ -181,7 +187,9 @@ class Boots:
         """The host's open boot, what was seen of it, and what that means."""
         boot = await rows.open_of(self._db, host.id)
         entries = self._trail.of(host)
-        return boot, entries, diagnose(host, boot, [*entries, *self._trail.relays()], self._clock.wall())
+        seen = [*entries, *self._trail.relays()]
+        waited = boot is not None and boot.id in self._waiters
+        return boot, entries, diagnose(host, boot, seen, self._clock.wall(), waited=waited)
 
     @property
     def remembers_since(self) -> float:
@@ -216,18 +224,28 @@ class Boots:
         return boot.public_key
 
     async def hello(self, token: str, hello: Hello, *, source: str) -> None:
-        boot, host = await self._of_token(token, source, "hello")
+        for _ in range(TRIES):
+            boot, host = await self._of_token(token, source, "hello")
+            with contextlib.suppress(Conflict):  # written since it was read: by another phone-home, or by a newer boot
+                await self._heard(boot, host, hello, source)
+                return
+        raise Busy("this boot changes too often to be judged", retry_after=1.0)
+
+    async def _heard(self, boot: Boot, host: Host, hello: Hello, source: str) -> None:
+        """Judge a phone-home by the boot as read. Raises Denied; Conflict when it changed since."""
         if boot.met is not None:
             # The same boot repeats itself: its answer got lost. Or the system on the disk was started again, where it was.
             restarted = boot.environment == "disk" and boot.source == source
             if boot.host_key == hello.host_key and (boot.boot_id == hello.boot_id or restarted):
+                self._wake(boot)
                 return
             if not self._mismatch(host, boot, hello):
                 await self._contest(host, boot, source, "phoned home as it, with another key")
             await self._deny(host, source, "the token of this boot was used already")
         if wrong := self._mismatch(host, boot, hello):
             # Remembered, not believed: a stranger's call must not end the wait for the right host.
-            self._foreign[boot.id] = wrong
+            if boot.id in self._waiters:
+                self._foreign[boot.id] = wrong
             await self._deny(host, source, wrong)
         now = self._clock.wall()
         met = _met(boot, hello, source, now)
@@ -240,7 +258,11 @@ class Boots:
         )
         await self._db.commit([rows.save(met), events.append(event)])
         self._see("hello", host.spec.boot_mac, source, f"{boot.environment}, {_sees(hello)}".strip(", "), "boot")
-        waiter = self._waiters.get(boot.id)
+        self._wake(met)
+
+    def _wake(self, met: Boot) -> None:
+        """Whoever waits for it. Also on a repeated phone-home: the first may have been cut off right behind its write."""
+        waiter = self._waiters.get(met.id)
         if waiter is not None and not waiter.done():
             waiter.set_result(met)
 
@@ -281,7 +303,9 @@ class Boots:
         """Why a machine that asked for its script is sent to its disk, for the doctor."""
         if armed is not None:
             late = armed.expires < self._clock.wall()
-            return "the armed boot expired" if late else "fleetd was restarted since the boot was armed"
+            return (
+                "the armed boot expired" if late else "no step waits for the armed boot: it ended, or fleetd restarted"
+            )
         host = await host_rows.by_mac(self._db, mac)
         if host is None:
             return "no host of the inventory has this MAC"
@@ -298,22 +322,36 @@ class Boots:
         every tenant has read them. A host that restarted by itself asks from the address it had.
         """
         host = await host_rows.by_mac(self._db, mac)
-        boot = await rows.open_of(self._db, host.id) if host is not None else None
-        if host is None or boot is None or boot.met is None or boot.environment != "deploy" or source == boot.source:
-            return
-        if serial == host.spec.serial and uuid.lower() == host.status.observed.uuid.lower():
-            await self._contest(host, boot, source, "asked for its boot script")
+        for _ in range(TRIES):
+            boot = await rows.open_of(self._db, host.id) if host is not None else None
+            if (
+                host is None
+                or boot is None
+                or boot.met is None
+                or boot.environment != "deploy"
+                or source == boot.source
+            ):
+                return
+            if serial != host.spec.serial or uuid.lower() != host.status.observed.uuid.lower():
+                return
+            with contextlib.suppress(Conflict):  # written since it was read: looked at again
+                await self._contest(host, boot, source, "asked for its boot script")
+                return
+        raise Busy("this boot changes too often to be judged", retry_after=1.0)
 
     async def _contest(self, host: Host, boot: Boot, source: str, what: str) -> None:
-        """Remember it with the boot: the step that works in it fails, and all its work is done again in another."""
+        """Remember it with the boot: the step that works in it fails, and all its work is done again in another.
+
+        Raises Conflict when the boot changed since it was read.
+        """
         if boot.contested:
             return
         why = f"{boot.source} came up as {host.name}, and then {source[:64]} {what}"
         event = Event(
             kind="boot.contested", at=self._clock.wall(), site=host.spec.site, host=host.id, data={"why": why}
         )
-        log.warning("boot.contested", host=host.name, why=why)
         await self._db.commit([rows.save(msgspec.structs.replace(boot, contested=why)), events.append(event)])
+        log.warning("boot.contested", host=host.name, why=why)
 
     async def _of_token(self, token: str, source: str, stage: str) -> tuple[Boot, Host]:
         boot = await rows.by_token(self._db, token_hash(token))

@@ -360,13 +360,14 @@ DISK_RULES: Final = (
 )
 
 
-def diagnose(host: Host, boot: Boot | None, trail: Iterable[Entry], now: float) -> Diagnosis:
+def diagnose(host: Host, boot: Boot | None, trail: Iterable[Entry], now: float, *, waited: bool = True) -> Diagnosis:
     """The last stage reached, what is wrong, and what to do; wall second `now`.
 
     Args:
         boot: the host's open boot, None when there is none.
         trail: all that was seen of the host, as `Trail.of` tells it, and the `Trail.relays`; what is older than the boot
             is left aside.
+        waited: whether a step still waits for the phone-home; else nothing is on its way.
     """
     if boot is None or boot.closed is not None:
         return _unexpected(host, [e for e in trail if e.at >= now - 3600.0])
@@ -383,8 +384,11 @@ def diagnose(host: Host, boot: Boot | None, trail: Iterable[Entry], now: float) 
     else:
         rule = Rule(stage="hello", finds=_denied_hello, remedy="read the daemon's log around this time")
         what = "it phoned home, and the boot is still open: the daemon was restarted in between, or is just about it"
-    if boot.expires < now:
-        what += f"; the boot expired {now - boot.expires:.0f} s ago"
+    if boot.expires < now or not waited:
+        late = boot.expires < now
+        what += (
+            f"; the boot expired {now - boot.expires:.0f} s ago" if late else "; no step waits for this boot any more"
+        )
         return Diagnosis(
             stage=rule.stage, ok=False, what=what, remedy=f"{rule.remedy}; then boot it again through fleetd"
         )

@@ -32,11 +32,11 @@ MAC = "04:3f:72:aa:00:01"
 CHILD = """#!/bin/sh
 case "$*" in *--test*) if grep -q 'interface=refused' "${2#--conf-file=}"; then echo 'bad option' >&2; exit 1; fi; exit 0;; esac
 here="$(dirname "$0")"
-echo "$$" >> "$here/started"
 trap 'echo hup >> "$here/signals"' HUP
 trap 'echo term >> "$here/signals"; exit 0' TERM
 echo 'dnsmasq: started, version 2.90 DNS disabled' >&2
 echo 'dnsmasq-dhcp: 7 DHCPDISCOVER(br0) 04:3f:72:aa:00:01 ' >&2
+echo "$$" >> "$here/started"  # last: from here on a signal meets its trap
 while :; do if [ -e "$here/die" ]; then rm "$here/die"; echo 'dnsmasq: failed to bind' >&2; exit 2; fi; sleep 0.05; done
 """
 
@@ -181,6 +181,23 @@ async def test_hup_takes_what_is_good_and_refuses_what_is_not(tmp_path):
         r.process.send_signal(signal.SIGHUP)
         await r.until("started", 2)
         assert "interface=br1" in (tmp_path / "state" / "dnsmasq.conf").read_text()
+
+
+async def test_hup_takes_another_directory_by_http_and_by_tftp_at_once(tmp_path):
+    """Else HTTP would serve one directory and TFTP another, and nobody would be told."""
+    async with Running(tmp_path) as r:
+        other = tmp_path / "other"
+        other.mkdir()
+        for name in ("undionly.kpxe", "snponly.efi"):
+            (other / name).write_bytes(b"other " + name.encode())
+        r.config.write_text(r.config.read_text().replace("files: files", "files: other"))
+        r.process.send_signal(signal.SIGHUP)
+        async with asyncio.timeout(10):
+            while "reloaded" not in r.log():
+                await asyncio.sleep(0.02)
+        assert (tmp_path / "state/tftp/snponly.efi").read_bytes() == b"other snponly.efi"
+        async with aiohttp.ClientSession() as session, session.get(f"{r.url}/boot/snponly.efi") as answer:
+            assert (answer.status, await answer.read()) == (200, b"other snponly.efi")
 
 
 async def test_a_reload_that_finds_no_room_leaves_what_runs(tmp_path):

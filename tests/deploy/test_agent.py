@@ -109,6 +109,21 @@ def test_a_refused_hello_takes_ssh_down_again(rig: Rig) -> None:
     assert not rig.machine.has("/run/fleetd/authorized_keys")
 
 
+@pytest.mark.parametrize("name", ["a..b", "a" * 64 + ".example"])
+def test_a_name_that_no_resolver_takes_is_said_and_asked_for_again(rig: Rig, name: str) -> None:
+    """Python's own codec refuses such a name with an error of another kind than the network's."""
+    rig.agent.PATIENCE_SECONDS = 2.0
+    assert "patience" in rig.refused(f"fleetd.url=http://{name}:1 fleetd.token={TOKEN}")
+
+
+def test_a_slip_of_the_agent_is_said_on_the_console(rig: Rig) -> None:
+    """A full memory, a program that is not there: whoever stands before the console must see why nothing goes on."""
+    (rig.machine.root / "usr/bin/ssh-keygen").unlink()
+    rig.machine.cmdline(f"fleetd.url={rig.server.url} fleetd.token={TOKEN}")
+    assert rig.agent.main([str(rig.machine.root)]) == 4
+    assert "fleetd-deploy 12.34 failed FileNotFoundError" in rig.machine.console
+
+
 def test_refusal_is_said_on_the_console_and_ends_the_program(rig: Rig) -> None:
     rig.server.answers["/deploy/authorized_keys"] = [(403, "", {})]
     rig.machine.cmdline(f"BOOTIF=01-{MAC.replace(':', '-')} fleetd.url={rig.server.url} fleetd.token={TOKEN}")

@@ -102,6 +102,8 @@ class FakeBoots:
 
     def __init__(self, *, comes: bool = True) -> None:
         self.comes = comes
+        self.armed_for: list[float] = []
+        self.forgotten = 0
 
     async def shell_target(self, host: Any, environment: str) -> tuple[Boot, Any]:
         return BOOT, SimpleNamespace()
@@ -109,8 +111,12 @@ class FakeBoots:
     def image_urls(self, boot: Boot, host: Any, manifest: Manifest) -> list[str]:
         return [f"http://mirror/{manifest.sha256}", f"{self.base_url}/images/{manifest.sha256}?ticket=secret"]
 
-    async def arm(self, host: Any, environment: str, **_: Any) -> Boot:
+    async def arm(self, host: Any, environment: str, *, seconds: float, **_: Any) -> Boot:
+        self.armed_for.append(seconds)
         return BOOT
+
+    def forget(self, boot: Boot) -> None:
+        self.forgotten += 1
 
     async def wait_hello(self, boot: Boot, seconds: float) -> Boot:
         if not self.comes:

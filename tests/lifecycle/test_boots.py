@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -18,6 +20,7 @@ from fleetd.model.boot import Boot
 from fleetd.model.host import Host, State
 from fleetd.sim.image import tiny_image
 from fleetd.store import boots as rows
+from fleetd.store.database import Database, open_database
 from fleetd.store.secrets import Sealer
 from tests.images import manifest_of
 from tests.lifecycle.fleet import START, Fleet, inventory, ledger
@@ -60,8 +63,16 @@ class Rig:
 
 
 @contextlib.asynccontextmanager
-async def rig(mirrors: Any = None) -> AsyncIterator[Rig]:
-    async with ledger() as db:
+async def on_disk(folder: Path) -> AsyncIterator[Database]:
+    """A ledger whose writes take their time on a thread, as in a daemon: calls come between reading and writing."""
+    async with await open_database(f"sqlite:///{folder / 'ledger.db'}") as db:
+        await db.migrate()
+        yield db
+
+
+@contextlib.asynccontextmanager
+async def rig(mirrors: Any = None, folder: Path | None = None) -> AsyncIterator[Rig]:
+    async with ledger() if folder is None else on_disk(folder) as db:
         fleet = Fleet(db)
         host, *_ = await fleet.fill(inventory({"lou-a01": 2}))
         observed = msgspec.structs.replace(host.status.observed, serial=host.spec.serial, uuid=UUID)
@@ -197,6 +208,77 @@ async def test_a_second_phone_home_with_another_key_contests_the_boot() -> None:
         with pytest.raises(Denied):
             await r.boots.hello(r.token, other, source=ELSEWHERE)
         assert "another key" in await r.boots.contested(r.host)
+
+
+async def test_of_two_phone_homes_in_the_same_instant_one_is_met_and_the_other_contests_the_boot(
+    tmp_path: Path,
+) -> None:
+    """Both read a boot that nobody came up in yet: the ledger takes one, and the other is judged against that."""
+    async with rig(folder=tmp_path) as r:
+        boot = await r.arm()
+        other = r.hello(boot_id="b-2", host_key=KEY.replace("AIE", "AIF"))
+        answers = await asyncio.gather(
+            r.boots.hello(r.token, r.hello(), source=WHERE),
+            r.boots.hello(r.token, other, source=ELSEWHERE),
+            return_exceptions=True,
+        )
+        assert {type(answer) for answer in answers} == {type(None), Denied}, answers
+        assert (await rows.get(r.fleet.db, boot.id)).met is not None
+        assert "another key" in await r.boots.contested(r.host)
+        assert len(await r.denials()) == 1
+
+
+async def test_a_phone_home_that_is_repeated_while_the_first_is_written_is_no_refusal(tmp_path: Path) -> None:
+    """The environment asks again when an answer is late; a refusal would make it take its SSH down."""
+    async with rig(folder=tmp_path) as r:
+        boot = await r.arm()
+        await asyncio.gather(*(r.boots.hello(r.token, r.hello(), source=WHERE) for _ in range(3)))
+        assert (await r.boots.wait_hello(boot, 5.0)).host_key == KEY
+        assert (len(await r.fleet.said("boot.met")), await r.denials()) == (1, [])
+
+
+async def test_a_phone_home_cut_off_behind_its_write_wakes_who_waits_when_it_is_repeated(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with rig() as r:
+        boot = await r.arm()
+        commit = type(r.fleet.db).commit
+
+        async def cut_off(self: Any, ops: Any) -> int:
+            await commit(self, ops)
+            raise TimeoutError  # of the call, in the instant between the write and what follows it
+
+        with monkeypatch.context() as patched:
+            patched.setattr(type(r.fleet.db), "commit", cut_off)
+            with pytest.raises(TimeoutError):
+                await r.boots.hello(r.token, r.hello(), source=WHERE)
+        await r.boots.hello(r.token, r.hello(), source=WHERE)
+        assert (await r.boots.wait_hello(boot, 0.5)).met is not None
+
+
+async def test_two_that_contest_a_boot_in_the_same_instant_are_both_refused(tmp_path: Path) -> None:
+    async with rig(folder=tmp_path) as r:
+        await r.up()
+        strangers = [r.hello(boot_id=f"b-{n}", host_key=KEY.replace("AIE", f"AI{n}")) for n in (2, 3)]
+        answers = await asyncio.gather(
+            *(r.boots.hello(r.token, stranger, source=ELSEWHERE) for stranger in strangers), return_exceptions=True
+        )
+        assert [type(answer) for answer in answers] == [Denied, Denied], answers
+        assert len(await r.fleet.said("boot.contested")) == 1
+
+
+async def test_a_boot_whose_step_is_over_is_no_longer_expected() -> None:
+    """A BMC that failed between arming and waiting: who asks now is sent to its disk, and nothing of it is kept."""
+    async with rig() as r:
+        boot = await r.arm()
+        r.boots.forget(boot)
+        script = await r.boots.script(r.host.spec.boot_mac, uuid=UUID, serial=r.host.spec.serial, source=WHERE)
+        assert script.token is None
+        assert "waits" in (await r.boots.doctor(r.host))[2].what
+        with pytest.raises(Denied):
+            await r.boots.hello(r.token, r.hello(serial="OTHER"), source=ELSEWHERE)
+        assert (r.boots._tokens, r.boots._waiters, r.boots._foreign) == ({}, {}, {})
+        r.boots.forget(boot)  # once more: nothing
 
 
 async def test_a_system_on_disk_phones_home_after_every_start_and_nothing_is_made_of_it() -> None:

@@ -141,6 +141,14 @@ def test_one_that_was_seen_just_now_is_on_its_way(count: int) -> None:
     assert "on its way for 10 s" in found.what
 
 
+def test_one_that_nobody_waits_for_is_not_on_its_way() -> None:
+    """Its step is over, or the daemon was restarted: the token is gone, so patience would be for nothing."""
+    found = diagnose(HOST, armed(), [], NOW, waited=False)
+    assert (found.stage, found.ok) == ("power", False)
+    assert "no step waits" in found.what
+    assert "boot it again" in found.remedy
+
+
 def test_up_and_not_expected_are_good() -> None:
     met = armed(met=NOW + 60, source="10.77.0.50")
     assert diagnose(HOST, met, [], LATE).stage == "up"

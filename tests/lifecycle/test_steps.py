@@ -16,6 +16,7 @@ from fleetd.lifecycle.steps import registry
 from fleetd.lifecycle.steps.ondeploy import OnDeploy, read_host_report
 from fleetd.model.check import Action
 from fleetd.model.firmware import Baseline
+from fleetd.model.power import PowerVerb
 from fleetd.store import hosts as host_rows
 from tests.lifecycle.reports import erased, inspected, tpm, wiped, written
 from tests.lifecycle.stepbench import DRIVES, MANIFEST, FakeBoots, FakeShell, bench
@@ -471,6 +472,30 @@ async def test_a_host_that_does_not_come_is_booted_twice_and_the_cd_is_taken_out
         assert "look at DHCP" in second.finding.remedy
         assert second.evidence["stage"] == "dhcp"
         assert b.bmc.did.count("eject") == 2
+
+
+@pytest.mark.parametrize("broken", ["set_boot_once", "power_on", "insert_media"])
+async def test_a_boot_whose_bmc_fails_is_not_left_armed(broken, monkeypatch):
+    async with bench(boot_via="virtual-media") as b:
+        done = b.bmc.power
+
+        async def fails(*args, **_):
+            if broken == "power_on" and args[0] is not PowerVerb.ON:
+                return await done(*args, **_)
+            raise Unreachable("the BMC is gone")
+
+        monkeypatch.setattr(b.bmc, "power" if broken == "power_on" else broken, fails)
+        with pytest.raises(Unreachable):
+            await b.do(registry.get("boot"), {}, {"to": "deploy"})
+        assert b.boots.forgotten == len(b.boots.armed_for) == 1
+
+
+@pytest.mark.parametrize("to", ["deploy", "disk"])
+async def test_a_boot_does_not_expire_before_its_patience_from_power_on(to):
+    """Between arming and power-on a slow BMC may take all its time: medium out, medium in, boot device, power."""
+    async with bench(boot_via="virtual-media") as b:
+        await b.do(registry.get("boot"), {}, {"to": to, "patience": 100.0})
+        assert b.boots.armed_for == [100.0 + 180.0 + 60.0 + 120.0]
 
 
 # --- progress -------------------------------------------------------------------------------------------------------

@@ -7,13 +7,17 @@ of the caller is the socket's; headers that claim another are not read.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import logging
 import re
+import socket
 from collections import Counter, OrderedDict
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import msgspec
 from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from fleetd.drivers.boot.admission import Admission
 from fleetd.drivers.boot.capabilities import BootDesk, Hello
@@ -31,6 +35,7 @@ MAX_BODY = 64 * 1024
 DESK_SECONDS = 15.0
 BODY_SECONDS = 10.0
 IDLE_SECONDS = 15.0  # a connection that sends nothing, or headers without end
+UNREAD_SECONDS = 60.0  # an answer that is not taken: the kernel ends the connection
 MAX_CONNECTIONS = 4096
 MAX_OF_A_SOURCE = 256  # connections of one address, when there are too many in all
 MAX_FILES = 1024  # transfers of kernel, initrd and ISO at once: these know no host, so they know no queue
@@ -80,6 +85,14 @@ def _source(request: web.Request) -> str:
 def _peer(transport: asyncio.Transport | None) -> str:
     peer = transport.get_extra_info("peername") if transport is not None else None
     return str(peer[0]) if peer else ""
+
+
+def _give_up_on(transport: asyncio.Transport | None) -> None:
+    """Let the kernel end the connection of a client that takes no answer: no deadline of ours runs while aiohttp writes."""
+    sock = transport.get_extra_info("socket") if transport is not None else None
+    if sock is not None:
+        with contextlib.suppress(OSError):  # closed under us
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(UNREAD_SECONDS * 1000))
 
 
 def _query(request: web.Request, name: str) -> str:
@@ -146,6 +159,7 @@ class BootListener:
         @web.middleware
         async def bound(request: web.Request, handler: Handler) -> web.StreamResponse:
             """Who comes when too many are connected is sent away, unless one address makes up the crowd."""
+            _give_up_on(request.transport)
             if self._is_crowded(request):
                 return _problem(503, Busy.code, Busy.title, close=True)
             return await handler(request)
@@ -161,6 +175,7 @@ class BootListener:
         self._runner = web.AppRunner(
             app,
             access_log=None,
+            logger=_logger(self._aiohttp),
             handle_signals=False,
             keepalive_timeout=IDLE_SECONDS,
             lingering_time=0,
@@ -222,8 +237,8 @@ class BootListener:
             return _problem(503, DeadlineExceeded.code, DeadlineExceeded.title, close=True, retry_after=RETRY_AFTER)
         except ConnectionError:
             raise  # the client went: aiohttp closes what is left
-        except Exception:  # a slip of ours: told to the log, not to the network
-            log.exception("boot.request", path=request.path, source=_source(request))
+        except Exception as error:  # noqa: BLE001 - a slip of ours: told to the log, not to the network
+            self._slipped(error, path=request.path, source=_source(request))
             return _problem(500, FleetError.code, FleetError.title, close=True)
 
     def _warn(self, key: str, event: str, **fields: str) -> None:
@@ -232,12 +247,29 @@ class BootListener:
         if held is not None:
             log.warning(event, held_back=held, **fields)
 
+    def _slipped(self, error: BaseException, **fields: str) -> None:
+        """With its traceback, as often as any other line."""
+        held = self._meter.take("slip", self._clock.steady())
+        if held is not None:
+            log.error("boot.request", exc_info=error, held_back=held, **fields)
+
+    def _aiohttp(self, record: logging.LogRecord) -> None:
+        """What aiohttp would log by itself: a traceback for each broken request, with the line that was sent in it."""
+        error = record.exc_info[1] if record.exc_info else None
+        if isinstance(error, HttpProcessingError):
+            self._warn("http", "boot.http", error=type(error).__name__)
+        elif error is None:
+            self._warn("aiohttp", "boot.http", error=record.getMessage()[:200])
+        elif not isinstance(error, ConnectionError):  # a client that went is no news
+            self._slipped(error, path="")
+
     async def _start(self, _: web.Request) -> web.Response:
         return _secret(start_text(self.base_url))
 
     async def _script(self, request: web.Request) -> web.Response:
         mac = read_mac(request.match_info["mac"])
-        uuid, serial = _query(request, "uuid"), _query(request, "serial")
+        # iPXE tells the fields of SMBIOS as they stand, and vendors pad them; BMC and deploy environment tell them without.
+        uuid, serial = _query(request, "uuid").strip(), _query(request, "serial").strip()
         if self.tftp and self._is_replaced(request, mac):
             return _secret(replace_text(self.tftp))
         script = await self._desk.script(mac, uuid=uuid, serial=serial, source=_source(request))
@@ -300,6 +332,18 @@ class BootListener:
             self._flowing[source] -= 1
             if not self._flowing[source]:
                 del self._flowing[source]
+
+
+def _logger(told: Callable[[logging.LogRecord], None]) -> logging.Logger:
+    """A logger of the standard kind that tells `told` alone, and no one above."""
+
+    class Teller(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            told(record)
+
+    made = logging.Logger("boot.http", logging.WARNING)
+    made.addHandler(Teller())
+    return made
 
 
 def _secret(text: str) -> web.Response:

@@ -20,6 +20,10 @@ from fleetd.model.sku import BootVia
 log = get("boot")
 ISO = "/deploy/deploy.iso"
 MEDIA_SECONDS = 180.0  # a BMC opens the ISO over its own slow network before it says that it is in
+DEVICE_SECONDS, POWER_SECONDS = 60.0, 120.0
+START_SECONDS = (
+    MEDIA_SECONDS + DEVICE_SECONDS + POWER_SECONDS
+)  # most between arming and power-on: no part of the patience
 TRIES = 2  # boots before a host that does not come is a finding
 _LOOK = "look at its console; check cable and DHCP of the boot NIC, and the boot order"
 
@@ -61,7 +65,7 @@ class BootStep(Step):
         # Off first, and proven off: what ran until now may hold this very token (a written disk keeps it) and must not
         # answer for the boot that is armed next.
         bmc = await ctx.bmc()
-        ctx.power = await bmc.power(PowerVerb.OFF, timeout=120.0)
+        ctx.power = await bmc.power(PowerVerb.OFF, timeout=POWER_SECONDS)
         boot = await self._arm(ctx, params)
         if boot is None:
             return fail(
@@ -70,6 +74,14 @@ class BootStep(Step):
                 remedy="run `fleetctl rack bringup`: it writes one",
                 action=Action.RETEST,
             )
+        try:
+            return await self._go(ctx, bmc, boot, media)
+        finally:
+            ctx.wires.boots.forget(boot)  # a BMC that failed: else its token would wait for whoever asks later
+
+    async def _go(self, ctx: StepContext, bmc: Bmc, boot: Boot, media: bool) -> Outcome:
+        """The armed boot, medium and all."""
+        params: BootStep.Params = ctx.params
         device = BootDevice.DISK
         if params.to == "deploy":
             device = BootDevice.CD if media else BootDevice.NETWORK
@@ -86,8 +98,8 @@ class BootStep(Step):
 
     async def _start(self, ctx: StepContext, bmc: Bmc, boot: Boot, device: BootDevice) -> Outcome:
         params: BootStep.Params = ctx.params
-        await bmc.set_boot_once(device, timeout=60.0, uefi=ctx.sku.boot_mode == "uefi")
-        ctx.power = await bmc.power(PowerVerb.ON, timeout=120.0)
+        await bmc.set_boot_once(device, timeout=DEVICE_SECONDS, uefi=ctx.sku.boot_mode == "uefi")
+        ctx.power = await bmc.power(PowerVerb.ON, timeout=POWER_SECONDS)
         await ctx.waiting(f"the host phones home from {params.to}", remedy=_LOOK, seconds=params.patience)
         try:
             met = await ctx.wires.boots.wait_hello(boot, params.patience)
@@ -137,8 +149,9 @@ class BootStep(Step):
     @staticmethod
     async def _arm(ctx: StepContext, params: BootStep.Params) -> Boot | None:
         boots, host = ctx.wires.boots, ctx.host
+        seconds = params.patience + START_SECONDS
         if params.to == "deploy":
-            return await boots.arm(host, "deploy", intent=ctx.intent, seconds=params.patience)
+            return await boots.arm(host, "deploy", intent=ctx.intent, seconds=seconds)
         seed = await ctx.wires.credentials.seed(host)
         if seed is None:
             return None
@@ -146,7 +159,7 @@ class BootStep(Step):
             host,
             "disk",
             intent=ctx.intent,
-            seconds=params.patience,
+            seconds=seconds,
             token=seed.token,
             keys=(seed.private_key, seed.public_key),
             host_key=seed.host_key,

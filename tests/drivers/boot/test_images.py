@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import hashlib
 import json
+import os
 import socket
 from pathlib import Path
 
@@ -196,6 +197,73 @@ async def test_ranges(tmp_path):
                 if body is not None:
                     assert found == body
         assert r.listener.admission.active == 0
+
+
+async def test_a_packed_neighbour_is_never_sent_in_a_files_place(tmp_path):
+    """`vmlinuz.gz` beside `vmlinuz` is somebody's, and no kernel: what a client accepts does not choose the file."""
+    async with rig(tmp_path) as r:
+        for end in (".gz", ".br"):
+            (tmp_path / "files" / f"vmlinuz{end}").write_bytes(b"packed")
+            (tmp_path / "images" / f"{DIGEST}{end}").write_bytes(b"packed")
+        accepts = {"Accept-Encoding": "gzip, br, deflate"}
+        for url, body in (("/deploy/vmlinuz", b"kernel" * 1000), (URL, DATA)):
+            async with r.session.get(url, headers=accepts) as answer:
+                assert (answer.status, await answer.read()) == (200, body)
+                assert "Content-Encoding" not in answer.headers
+            async with r.session.head(url, headers=accepts) as answer:
+                assert answer.headers["Content-Length"] == str(len(body))
+
+
+@pytest.mark.parametrize("header", [b"User-Agent: Firma M\xfcller", b"Range: bytes=\xff-", b"If-Range: \xfe"])
+async def test_a_header_that_is_no_utf8_fails_nothing(tmp_path, header):
+    """Firmware has its own ideas; what is no range is no range."""
+    async with rig(tmp_path) as r:
+        request = b"GET /deploy/vmlinuz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n" + header + b"\r\n\r\n"
+        answer = await raw(r.listener.port, request)
+        assert answer.startswith(b"HTTP/1.1 200 ")
+        assert answer.endswith(b"kernel" * 1000)
+
+
+async def test_a_resume_of_what_was_replaced_begins_anew(tmp_path):
+    """If-Range names the file of which a client has a part: of another one it gets all, never the middle."""
+    kernel = tmp_path / "files" / "vmlinuz"
+    async with rig(tmp_path) as r:
+        async with r.session.head("/deploy/vmlinuz") as answer:
+            tag, date = answer.headers["ETag"], answer.headers["Last-Modified"]
+
+        async def resume(since: str) -> tuple[int, bytes]:
+            async with r.session.get("/deploy/vmlinuz", headers={"Range": "bytes=6-11", "If-Range": since}) as answer:
+                return answer.status, await answer.read()
+
+        assert await resume(tag) == (206, b"kernel")
+        assert await resume(date) == (206, b"kernel")
+        assert await resume("W/" + tag) == (200, b"kernel" * 1000)  # a weak tag proves nothing, byte for byte
+        for age in (1_600_000_000, 2_000_000_000):  # an older file in its place is another one too
+            fresh = tmp_path / "fresh"
+            fresh.write_bytes(b"KERNEL" * 1000)
+            os.utime(fresh, (age, age))
+            fresh.replace(kernel)
+            for since in (tag, date, '"x"', "nonsense"):
+                assert await resume(since) == (200, b"KERNEL" * 1000), (age, since)
+
+
+async def test_a_file_that_shrinks_under_a_transfer_ends_the_connection(tmp_path):
+    """Else the client waits for bytes that never come, or takes the next answer for them."""
+    big = tmp_path / "files" / "vmlinuz"
+    async with rig(tmp_path) as r:
+        with big.open("wb") as file:
+            file.truncate(64 << 20)
+        reader, writer = await asyncio.open_connection("127.0.0.1", r.listener.port, limit=1 << 16)
+        writer.write(b"GET /deploy/vmlinuz HTTP/1.1\r\nHost: x\r\n\r\n")
+        head = await reader.readuntil(b"\r\n\r\n")
+        assert b"Content-Length: 67108864" in head
+        os.truncate(big, 1000)
+        got = 0
+        async with asyncio.timeout(10):
+            while piece := await reader.read(1 << 20):
+                got += len(piece)
+        assert got < 64 << 20
+        writer.close()
 
 
 async def test_a_resume_by_range_needs_no_daemon_and_only_for_a_while(tmp_path, monkeypatch):

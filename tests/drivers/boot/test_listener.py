@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import io
 import json
+import logging
 
 import aiohttp
 import msgspec
 import pytest
+import structlog
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fleetd.drivers.boot import listener as listener_room
 from fleetd.drivers.boot.capabilities import BootScript, Hello
 from fleetd.drivers.boot.listener import BootListener, read_hello
 from fleetd.drivers.boot.scripts import read_mac, script_text
@@ -129,6 +133,14 @@ async def test_other_paths_are_not_there(path):
         assert (await session.get(path)).status == 404
 
 
+async def test_blanks_around_an_identity_are_not_part_of_it():
+    """Vendors pad the fields of SMBIOS; iPXE tells them as they stand, BMC and deploy environment without."""
+    desk = Desk()
+    async with listening(desk) as (_, session):
+        await session.get(f"/boot/{MAC}.ipxe?uuid=U%20&serial=%207XK%2021B3%20%20")
+    assert desk.asked == [(MAC, "U", "7XK 21B3", "127.0.0.1")]
+
+
 async def test_odd_queries_are_refused():
     async with listening() as (_, session):
         assert (await session.get(f"/boot/{MAC}.ipxe", params={"serial": "x" * 129})).status == 422
@@ -201,6 +213,21 @@ async def test_headers_that_never_end_are_cut(monkeypatch):
         writer.close()
 
 
+async def test_who_asks_and_never_reads_is_cut_off(monkeypatch):
+    monkeypatch.setattr(listener_room, "UNREAD_SECONDS", 0.5)
+    async with listening() as (listener, _):
+        _reader, writer = await asyncio.open_connection("127.0.0.1", listener.port, limit=1024)
+
+        async def ask_on() -> None:
+            while True:  # its own reader stops at 2 KiB
+                writer.write(b"GET /boot/start.ipxe HTTP/1.1\r\nHost: x\r\n\r\n" * 100)
+                await writer.drain()
+
+        with pytest.raises(ConnectionError):
+            await asyncio.wait_for(ask_on(), 20)
+        writer.transport.abort()
+
+
 async def test_past_the_bound_of_connections_callers_are_sent_away(monkeypatch):
     monkeypatch.setattr("fleetd.drivers.boot.listener.MAX_CONNECTIONS", 0)
     async with listening() as (_, session):
@@ -231,6 +258,40 @@ async def test_a_taken_port_is_a_conflict():
     async with listening() as (listener, _):
         with pytest.raises(Conflict):
             await BootListener(Desk(), "127.0.0.1", listener.port).start()
+
+
+@pytest.mark.parametrize("slip", [False, True])
+async def test_a_flood_of_broken_requests_fills_no_log_and_tells_it_no_token(slip, caplog, monkeypatch):
+    """aiohttp would write a traceback for each, with the line that it did not understand; so would we for our own slips."""
+    lines = io.StringIO()
+    written = structlog.wrap_logger(
+        structlog.WriteLogger(lines), wrapper_class=structlog.make_filtering_bound_logger(logging.INFO)
+    )
+    monkeypatch.setattr(listener_room, "log", written)
+    if slip:
+
+        async def slips(self, request):
+            raise RuntimeError("in a way nobody thought of")
+
+        monkeypatch.setattr(BootListener, "_start", slips)
+        request = b"GET /boot/start.ipxe HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+    else:
+        request = b"GET / HTTP/1.1\r\nAuthorization: Bearer " + TOKEN.encode() + b"\x01\r\n\r\n"
+    hangs_up = f"POST /deploy/hello HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {TOKEN}\r\nContent-Length: 9\r\n\r\n"
+    async with listening() as (listener, _):
+        for _ in range(40):
+            reader, writer = await asyncio.open_connection("127.0.0.1", listener.port)
+            writer.write(request)
+            assert (await reader.read()).split(b" ")[1] == (b"500" if slip else b"400")
+            writer.close()
+            _, writer = await asyncio.open_connection("127.0.0.1", listener.port)
+            writer.write(hangs_up.encode())
+            await writer.drain()
+            writer.transport.abort()
+    said = lines.getvalue()
+    assert TOKEN not in said + caplog.text
+    assert 1 <= said.count("boot.request" if slip else "boot.http") <= 10
+    assert caplog.text == ""
 
 
 def test_a_token_that_is_more_than_a_word_never_reaches_a_script():

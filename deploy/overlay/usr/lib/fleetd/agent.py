@@ -225,7 +225,7 @@ def ask(base: str, method: str, path: str, token: str = "", body: bytes = b"") -
                 wire = ssl.create_default_context().wrap_socket(plain_wire, server_hostname=host.strip("[]"))
             wire.sendall(request)
             head, content = _receive(wire, end)
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # a name that is none is refused by Python's codec, before any resolver
         raise Unavailable(str(error)) from error
     status = re.match(rb"HTTP/1\.[01] ([0-9]{3})[ \r]", head + b"\r")
     if status is None:
@@ -390,7 +390,7 @@ class Agent:
         host.say("ssh-up", " ".join(host.read("/run/fleetd/ssh_host_ed25519_key.pub").split()[:2]))
         try:
             self.persist("hello", lambda: ask(order.url, "POST", "/deploy/hello", token, self.hello(mac)))
-        except Refused:
+        except Exception:
             os.kill(daemon, 15)
             finished(daemon)
             for path in ("/run/fleetd/authorized_keys", "/run/fleetd/deploy"):
@@ -406,6 +406,9 @@ def main(arguments: list[str]) -> int:
     except Refused as why:
         host.say("refused", f"{why}.", "This machine does nothing more; boot it again through fleetd.")
         return 3
+    except Exception as error:  # noqa: BLE001 - no memory, no program: else it would end without a word
+        host.say("failed", f"{type(error).__name__}: {error}.", "This machine does nothing more; boot it again.")
+        return 4
     return 0
 
 
