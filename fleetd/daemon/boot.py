@@ -23,6 +23,7 @@ from fleetd.drivers.boot.files import ISO, Files, prepare_iso
 from fleetd.drivers.boot.images import REMEDY, unreadable
 from fleetd.drivers.boot.listener import BootListener
 from fleetd.kit import logs
+from fleetd.kit.clock import SystemClock
 from fleetd.kit.errors import Conflict, FleetError
 
 log = logs.get("boot")
@@ -44,7 +45,7 @@ class BootService:
 
     def __init__(self, loaded: LoadedBoot, path: Path) -> None:
         self._loaded, self._path = loaded, path
-        self._notifier = Notifier()
+        self._notifier, self._clock = Notifier(), SystemClock()
         self._stopping, self._reload = asyncio.Event(), asyncio.Event()
         self._listener: BootListener | None = None
         self._dnsmasq: Dnsmasq | None = None
@@ -121,7 +122,7 @@ class BootService:
         period = min(5.0, (self._notifier.watchdog_seconds or 15.0) / 3)
         while True:
             self._notifier.say(WATCHDOG=1, STATUS=self._status(desk))
-            await asyncio.sleep(period)
+            await self._clock.sleep(period)
 
     def _status(self, desk: RemoteDesk) -> str:
         listener = self._listener

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Hashable, Iterable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any, Generic, TypeVar
+
+from fleetd.kit.errors import Busy
 
 T = TypeVar("T")
 K = TypeVar("K", bound=Hashable)
@@ -50,6 +52,36 @@ async def beside(work: Coroutine[Any, Any, None], *, name: str) -> AsyncIterator
         await asyncio.wait((task,))
         if not task.cancelled() and (error := task.exception()) is not None:
             raise error
+
+
+async def in_thread(work: Callable[[], T], *, stop: Callable[[], None] = lambda: None) -> T:
+    """In a thread. A cancelled caller calls `stop` and still waits: the thread works on what the caller will clean up."""
+    task = asyncio.create_task(asyncio.to_thread(work))
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        stop()
+        with suppress(Exception):  # nobody asks for its result any more
+            await task
+        raise
+
+
+async def unless_stopping(stopping: asyncio.Event, work: Coroutine[Any, Any, T]) -> T:
+    """Work of minutes must not hold up a stop, nor end in it as if it were broken.
+
+    Raises: as `work`. Busy: `stopping` was set, and the work was cancelled.
+    """
+    task, stop = asyncio.create_task(work), asyncio.create_task(stopping.wait())
+    try:
+        await asyncio.wait({task, stop}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        stop.cancel()
+        if not task.done():
+            task.cancel()
+            await asyncio.wait({task})
+    if task.cancelled():
+        raise Busy("fleetd is stopping", remedy="order it again when it runs; what is there already changes nothing")
+    return task.result()
 
 
 class Workers(Generic[K]):

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import socket
 from typing import Any
 
 import msgspec
-import pytest
 
-from fleetd.api.resources.images import unless_stopping
-from fleetd.kit.errors import Busy, Invalid
 from fleetd.model.image import SignedManifest, sign
 from fleetd.sim.image import tiny_image
 from tests.house import House
@@ -166,49 +162,3 @@ def test_a_host_that_is_not_expected_has_nothing_wrong(daemon: House) -> None:
     assert (found["good"], found["stage"], found["boot"], found["trail"]) == (True, "none", None, [])
     assert daemon.get("/v1/hosts/nobody/boot").status_code == 404
     assert daemon.get("/v1/hosts/lou-a01-01/boot", token="acme").status_code == 403
-
-
-async def test_long_work_ends_with_the_daemon_and_says_so() -> None:
-    stopping, undone = asyncio.Event(), False
-
-    async def never() -> None:
-        nonlocal undone
-        try:
-            await asyncio.get_running_loop().create_future()
-        finally:
-            undone = True
-
-    async def quick() -> int:
-        return 7
-
-    async def broken() -> int:
-        raise Invalid("no")
-
-    assert await unless_stopping(stopping, quick()) == 7
-    with pytest.raises(Invalid, match="no"):
-        await unless_stopping(stopping, broken())
-    waiting = asyncio.ensure_future(unless_stopping(stopping, never()))
-    await asyncio.sleep(0)
-    stopping.set()
-    with pytest.raises(Busy, match="stopping"):
-        await waiting
-    assert undone
-
-
-async def test_a_caller_that_goes_takes_its_work_along() -> None:
-    begun, undone = asyncio.Event(), False
-
-    async def never() -> None:
-        nonlocal undone
-        begun.set()
-        try:
-            await asyncio.get_running_loop().create_future()
-        finally:
-            undone = True
-
-    calling = asyncio.ensure_future(unless_stopping(asyncio.Event(), never()))
-    await begun.wait()
-    calling.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await calling
-    assert undone

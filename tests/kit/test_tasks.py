@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 
 import pytest
 
-from fleetd.kit.tasks import Workers, beside, gather_bounded
+from fleetd.kit.errors import Busy, Invalid
+from fleetd.kit.tasks import Workers, beside, gather_bounded, in_thread, unless_stopping
 
 
 class Work:
@@ -145,3 +147,66 @@ async def test_failures_are_values_in_their_callers_order() -> None:
     assert [str(one) for one in found] == ["0", "1", "2", "3", "4"]
     assert isinstance(found[2], ValueError)
     assert most == 2
+
+
+async def test_a_cancelled_caller_ends_with_its_thread_and_not_before() -> None:
+    began, stop, ended = threading.Event(), threading.Event(), []
+
+    def work() -> None:
+        began.set()
+        assert stop.wait(10)
+        ended.append("work")
+
+    task = asyncio.create_task(in_thread(work, stop=stop.set))
+    await asyncio.to_thread(began.wait, 10)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert ended == ["work"]
+    assert await in_thread(lambda: 7) == 7
+
+
+async def test_long_work_ends_with_the_daemon_and_says_so() -> None:
+    stopping, undone = asyncio.Event(), False
+
+    async def never() -> None:
+        nonlocal undone
+        try:
+            await asyncio.get_running_loop().create_future()
+        finally:
+            undone = True
+
+    async def quick() -> int:
+        return 7
+
+    async def broken() -> int:
+        raise Invalid("no")
+
+    assert await unless_stopping(stopping, quick()) == 7
+    with pytest.raises(Invalid, match="no"):
+        await unless_stopping(stopping, broken())
+    waiting = asyncio.ensure_future(unless_stopping(stopping, never()))
+    await asyncio.sleep(0)
+    stopping.set()
+    with pytest.raises(Busy, match="stopping"):
+        await waiting
+    assert undone
+
+
+async def test_a_caller_that_goes_takes_its_work_along() -> None:
+    begun, undone = asyncio.Event(), False
+
+    async def never() -> None:
+        nonlocal undone
+        begun.set()
+        try:
+            await asyncio.get_running_loop().create_future()
+        finally:
+            undone = True
+
+    calling = asyncio.ensure_future(unless_stopping(asyncio.Event(), never()))
+    await begun.wait()
+    calling.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await calling
+    assert undone

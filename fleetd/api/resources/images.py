@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import binascii
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator
 from typing import Annotated, Any, TypeVar
 
 from litestar import Request, Response, delete, get, post, put
@@ -16,7 +15,8 @@ from litestar.status_codes import HTTP_200_OK, HTTP_204_NO_CONTENT
 from fleetd.api import auth, paging, params, views
 from fleetd.api.conditions import etag
 from fleetd.api.state import Desks, desks
-from fleetd.kit.errors import Busy, Invalid
+from fleetd.kit.errors import Invalid
+from fleetd.kit.tasks import unless_stopping
 from fleetd.model.bootresource import ImageCheckView, ImageOfferView, ImageView
 from fleetd.model.image import MAX_IMAGE, MAX_MANIFEST, Image, SignedManifest, read_manifest
 from fleetd.model.resource import Page
@@ -90,25 +90,6 @@ async def upload_image(request: Req, name: params.Name, manifest: ManifestHeader
         raise Invalid("the manifest is of another image", why=f"it says {signed.manifest.name}", where=MANIFEST_HEADER)
     image = await unless_stopping(state.stopping, state.services.images.add(signed, _stream(request), who=request.user))
     return Response(await _view(state, image), headers={"ETag": etag(image.version)})
-
-
-async def unless_stopping(stopping: asyncio.Event, work: Coroutine[Any, Any, T]) -> T:
-    """Work of minutes must not hold up a stop, nor end in it as if it were broken.
-
-    Raises: as `work`. Busy: the daemon stops, and the work was cancelled.
-    """
-    task = asyncio.ensure_future(work)
-    stop = asyncio.ensure_future(stopping.wait())
-    try:
-        await asyncio.wait({task, stop}, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        stop.cancel()
-        if not task.done():
-            task.cancel()
-            await asyncio.wait({task})
-    if task.cancelled():
-        raise Busy("fleetd is stopping", remedy="order it again when it runs; what is there already changes nothing")
-    return task.result()
 
 
 async def _stream(request: Req) -> AsyncIterator[bytes]:

@@ -7,11 +7,9 @@ HTTP/1.1 with JSON: ``POST /desk/<call>``, arguments as an object, the answer as
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import grp
 import os
 import socket
-import struct
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
@@ -32,6 +30,7 @@ from fleetd.kit.errors import (
     every_error,
 )
 from fleetd.kit.logs import get
+from fleetd.kit.peer import peer_of
 
 CALL_SECONDS = 10.0
 CONNECT_SECONDS = 2.0
@@ -39,8 +38,6 @@ RETRY_AFTER = 5.0
 MAX_CALL = 1024 * 1024
 MAX_ANSWER = 64 * 1024 * 1024  # all hosts of a large inventory
 MAX_CALLS = 256  # at once
-_SO_PEERGROUPS = 59  # linux/socket.h; Python 3.11 has no name for it
-_MAX_GROUPS = 1024
 
 T = TypeVar("T")
 log = get("boot")
@@ -122,19 +119,13 @@ def decode_error(body: bytes) -> FleetError:
 
 def admitted(sock: Any, group: str) -> bool:
     """Whether the process at the other end may ask: root, our own user, or a member of `group`."""
-    if sock is None or sock.family != socket.AF_UNIX:
+    peer = peer_of(sock)
+    if peer is None:
         return False
-    _, uid, gid = struct.unpack("3i", sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
-    if uid in (0, os.geteuid()):
+    if peer.uid in (0, os.geteuid()):
         return True
-    if not group:
-        return False
-    gids = {gid}
-    with contextlib.suppress(OSError):  # more groups than fit: the primary one alone still counts
-        raw = sock.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, 4 * _MAX_GROUPS)
-        gids.update(struct.unpack(f"{len(raw) // 4}I", raw))
     try:
-        return grp.getgrnam(group).gr_gid in gids
+        return bool(group) and grp.getgrnam(group).gr_gid in peer.gids
     except KeyError:
         return False
 

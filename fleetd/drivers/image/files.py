@@ -6,8 +6,6 @@ removed at the next start.
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import os
 import re
 import secrets
@@ -23,6 +21,7 @@ from fleetd.kit import diskimage, qcow2
 from fleetd.kit.diskimage import Measured, Stopped
 from fleetd.kit.errors import Busy, Conflict, Invalid, NotFound, Permanent
 from fleetd.kit.logs import get
+from fleetd.kit.tasks import in_thread
 from fleetd.model.image import DIGEST, Manifest
 
 T = TypeVar("T")
@@ -85,12 +84,12 @@ class ImageFiles:
                         head = (head + chunk[:4])[:4]
                     block += chunk
                     if len(block) >= BLOCK:
-                        await _off_loop(partial(_write, handle, block))
+                        await in_thread(partial(_write, handle, block))
                         block = bytearray()
                     if size - checked >= ROOM_EACH:
                         self.require_room(0)
                         checked = size
-                await _off_loop(partial(_finish, handle, block))
+                await in_thread(partial(_finish, handle, block))
             finally:
                 os.close(handle)
         except BaseException as error:
@@ -132,7 +131,7 @@ class ImageFiles:
 
     async def keep(self, taken: Taken, sha256: str) -> None:
         try:
-            await _off_loop(lambda: self._keep(taken.path, self._named(sha256)))
+            await in_thread(lambda: self._keep(taken.path, self._named(sha256)))
         except OSError as error:
             raise _disk(error, self.folder) from error
 
@@ -171,7 +170,7 @@ class ImageFiles:
 
     async def strangers(self, named: Collection[str]) -> list[Stranger]:
         try:
-            return await _off_loop(lambda: self._strangers(named))
+            return await in_thread(lambda: self._strangers(named))
         except OSError as error:
             raise _disk(error, self.folder) from error
 
@@ -190,28 +189,11 @@ class ImageFiles:
         return self.folder / sha256
 
 
-async def _off_loop(work: Callable[[], T]) -> T:
-    """In a thread; a cancelled caller still waits for it, because it works on what the caller will clean up."""
-    task = asyncio.ensure_future(asyncio.to_thread(work))
-    try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        with contextlib.suppress(Exception):
-            await task
-        raise
-
-
 async def _stoppable(work: Callable[[threading.Event], T]) -> T:
     """Long work in a thread, that ends soon after its caller is cancelled."""
     stop = threading.Event()
-    task = asyncio.ensure_future(asyncio.to_thread(work, stop))
     try:
-        return await asyncio.shield(task)
-    except asyncio.CancelledError:
-        stop.set()
-        with contextlib.suppress(Exception, Stopped):
-            await task
-        raise
+        return await in_thread(lambda: work(stop), stop=stop.set)
     except Stopped as error:
         raise Busy("the work on the image was stopped") from error
 
