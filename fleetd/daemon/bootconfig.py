@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from pathlib import Path
 
 import msgspec
@@ -9,9 +11,12 @@ import msgspec
 from fleetd.daemon.config import split_address
 from fleetd.drivers.boot.admission import Limits
 from fleetd.drivers.boot.dnsmasq import Settings, check
-from fleetd.drivers.boot.scripts import check_url
+from fleetd.drivers.boot.images import unreadable
+from fleetd.drivers.boot.scripts import BIOS_LOADER, UEFI_LOADER, check_url
 from fleetd.kit.errors import Invalid
 from fleetd.kit.yamlfile import Document, decode, parse
+
+_SBIN = "/usr/sbin:/sbin"  # where the unit finds it, and a person's shell may not
 
 
 class BootConfig(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
@@ -77,6 +82,20 @@ def load(path: Path) -> LoadedBoot:
     if config.dnsmasq is not None:
         _dnsmasq(config, document)
     return LoadedBoot(config=config, folder=path.resolve().parent)
+
+
+def absent(loaded: LoadedBoot) -> list[str]:
+    """What the configuration names and this machine does not have, each in a few words; empty when all is there."""
+    config, found = loaded.config, []
+    files = loaded.path(config.files)
+    wanted = ["vmlinuz", "initrd", *((BIOS_LOADER, UEFI_LOADER) if config.dnsmasq is not None else ())]
+    found += [f"files: no {name} in {files}" for name in wanted if not (files / name).is_file()]
+    if config.images and (why := unreadable(loaded.path(config.images))):
+        found.append(f"images: {loaded.path(config.images)}: {why}")
+    program = config.dnsmasq.program if config.dnsmasq is not None else ""
+    if program and shutil.which(program, path=f"{os.environ.get('PATH', '')}:{_SBIN}") is None:
+        found.append(f"dnsmasq.program: no {program} (apt install dnsmasq-base)")
+    return found
 
 
 def _dnsmasq(config: BootConfig, document: Document) -> None:

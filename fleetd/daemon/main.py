@@ -8,12 +8,15 @@ import os
 import shutil
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from fleetd import __version__
-from fleetd.kit.errors import FleetError, Invalid
+from fleetd.kit.errors import FleetError, Invalid, NotFound
+
+if TYPE_CHECKING:
+    from fleetd.daemon.bootconfig import LoadedBoot
 
 DEFAULT_CONFIG = "/etc/fleetd/fleetd.yaml"
 _config = click.option(
@@ -65,11 +68,32 @@ def serve(config: Path) -> None:
     show_default=True,
     help="The configuration file.",
 )
-def boot(config: Path) -> None:
+@click.option("--check", is_flag=True, help="Read the file, look for what it names, and start nothing.")
+def boot(config: Path, check: bool) -> None:
     """Run the boot service: DHCP and TFTP (dnsmasq), boot scripts, kernel, initrd and images by HTTP."""
     from fleetd.daemon.boot import run
+    from fleetd.daemon.bootconfig import absent, load
 
-    run(config)
+    if not check:
+        return run(config)
+    loaded = load(config)
+    if missing := absent(loaded):
+        raise NotFound(
+            f"{config} names what is not there",
+            why="; ".join(missing),
+            remedy="make deploy-image builds the files; docs/how-to/boot-service.md says what goes where",
+        )
+    click.echo(f"{config}: good; {loaded.config.url}, {_dhcp(loaded)}")
+    return None
+
+
+def _dhcp(loaded: LoadedBoot) -> str:
+    """Whose DHCP it is, in a few words."""
+    settings = loaded.config.dnsmasq
+    if settings is None:
+        return "the site's own DHCP"
+    relayed = f" and {len(settings.relayed)} networks behind relays" if settings.relayed else ""
+    return f"dnsmasq ({settings.mode}) on {settings.interface}{relayed}"
 
 
 @main.command("check-config")

@@ -278,6 +278,23 @@ def test_missing_loaders_are_said(tmp_path):
     assert "ipxe" in found.stderr
 
 
+def test_a_check_names_all_that_is_missing_and_starts_nothing(tmp_path):
+    r = Running(tmp_path)
+    r._notify.close()
+    found = fleetd("boot", "--check", "--config", str(r.config))
+    assert (found.returncode, found.stdout) == (0, f"{r.config}: good; {r.url}, dnsmasq (own) on br0\n")
+    assert not (tmp_path / "state").exists()
+    (tmp_path / "files" / "initrd").unlink()
+    (tmp_path / "child").unlink()
+    r.config.write_text(r.config.read_text() + "images: gone\n")
+    found = fleetd("boot", "--check", "--config", str(r.config))
+    assert found.returncode == 5
+    for said in ("no initrd in", "images: ", "dnsmasq.program: no "):
+        assert said in found.stderr
+    r.config.write_text("listen: nowhere\n")
+    assert fleetd("boot", "--check", "--config", str(r.config)).returncode == 2
+
+
 @pytest.mark.peers
 class TestUnit:
     """The unit file, by systemd's own judgement."""
