@@ -15,8 +15,8 @@ from fleetd.lifecycle.outcome import Advance, Fail, Rewind
 from fleetd.lifecycle.steps import registry
 from fleetd.lifecycle.steps.ondeploy import read_host_report
 from fleetd.store import hosts as host_rows
+from tests.lifecycle.reports import SNAPSHOT, erased, inspected, wiped, written
 from tests.lifecycle.stepbench import DRIVES, FakeShell, bench
-from tests.lifecycle.test_steps import SNAPSHOT, erased, inspected, wiped, written
 
 SATA = {"name": "sda", "serial": "SATA1", "model": "M", "bytes": 10**12}
 
