@@ -29,6 +29,13 @@ class Work:
         self.errors.append((key, error))
 
 
+async def watch(ended: list[str]) -> None:
+    try:
+        await asyncio.Event().wait()
+    finally:
+        ended.append("watch")
+
+
 async def settle() -> None:
     """Let all tasks come as far as they can."""
     for _ in range(10):
@@ -82,18 +89,12 @@ async def test_a_drain_takes_nothing_new_and_cancels_what_does_not_end() -> None
 
 
 async def test_what_runs_beside_ends_with_the_body_and_its_failure_is_not_lost() -> None:
-    ended = []
-
-    async def watch() -> None:
-        try:
-            await asyncio.Event().wait()
-        finally:
-            ended.append("watch")
+    ended: list[str] = []
 
     async def fail() -> None:
         raise ValueError("beside")
 
-    async with beside(watch(), name="watch"):
+    async with beside(watch(ended), name="watch"):
         await settle()
         assert not ended
     assert ended == ["watch"]
@@ -110,16 +111,10 @@ async def test_what_runs_beside_ends_with_the_body_and_its_failure_is_not_lost()
 
 
 async def test_the_body_is_cancelled_and_so_is_what_runs_beside() -> None:
-    ended = []
-
-    async def watch() -> None:
-        try:
-            await asyncio.Event().wait()
-        finally:
-            ended.append("watch")
+    ended: list[str] = []
 
     async def body() -> None:
-        async with beside(watch(), name="watch"):
+        async with beside(watch(ended), name="watch"):
             await asyncio.Event().wait()
 
     task = asyncio.create_task(body())
