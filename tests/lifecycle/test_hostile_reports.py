@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from fleetd.checks.judge import clean
-from fleetd.kit.errors import DeadlineExceeded, Garbled, Unreachable, Unsupported
+from fleetd.kit.errors import Busy, DeadlineExceeded, Garbled, Unreachable, Unsupported
 from fleetd.lifecycle import drift, progress
 from fleetd.lifecycle.outcome import Advance, Fail, Rewind
 from fleetd.lifecycle.steps import registry
@@ -141,6 +141,20 @@ async def test_an_answer_that_is_no_end_of_this_order_is_no_verdict_on_the_drive
     async with bench() as b:
         outcome, ctx = await b.do(registry.get(name), Elsewhere({}))
         assert isinstance(outcome, Rewind)
+        assert ctx.tenant_data is None
+
+
+@pytest.mark.parametrize("name", ["wipe", "write-image", "clear-tpm", "boot-order"])
+async def test_a_host_that_still_carries_out_another_order_is_booted_afresh_and_not_blamed(name):
+    """An order went out on a line that broke, was thought not to have begun, and began: the next one finds it at work."""
+    async with bench() as b:
+        shell = FakeShell({})
+        shell.broken = Busy("the order of intent i-0 is being carried out here")
+        outcome, ctx = await b.do(registry.get(name), shell)
+        assert isinstance(outcome, Rewind)
+        assert outcome.to == "deploy"
+        assert "i-0" in outcome.text
+        assert len(shell.orders) == 1
         assert ctx.tenant_data is None
 
 

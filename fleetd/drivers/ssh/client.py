@@ -18,6 +18,7 @@ from fleetd.drivers.ssh.capabilities import Progress, Shell, ShellTarget, Zipapp
 from fleetd.drivers.ssh.output import Refusal, Talk, refusal_in
 from fleetd.kit.errors import (
     AuthFailed,
+    Busy,
     DeadlineExceeded,
     FleetError,
     Garbled,
@@ -210,6 +211,8 @@ class SshShell:
     def _judge(self, app: Zipapp, code: int | None, talk: Talk) -> bytes:
         output = bytes(talk.output)
         refusal: Refusal | None = refusal_in(output)
+        if refusal is not None and refusal.code == "busy":
+            raise Busy(f"host {self.target.host} carries out another order", why=refusal.reason)
         if refusal is not None:
             raise Refused(
                 f"host {self.target.host} refused `{app.name}` ({refusal.code})",

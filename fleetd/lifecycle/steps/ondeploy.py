@@ -10,7 +10,7 @@ import msgspec
 
 from fleetd.checks.judge import clean
 from fleetd.drivers.ssh.capabilities import Shell
-from fleetd.kit.errors import Garbled, IdentityUnproven, Temporary, Unreachable
+from fleetd.kit.errors import Busy, Garbled, IdentityUnproven, Temporary, Unreachable
 from fleetd.lifecycle.outcome import Fail, Outcome, fail, rewind
 from fleetd.lifecycle.steps.base import Step, StepContext
 from fleetd.model.boot import Boot
@@ -201,6 +201,9 @@ class OnDeploy(Step):
                     progress=ctx.progress,
                     outlives_us=self.destructive,
                 )
+            except Busy as error:
+                # One that was thought not to have begun works here all the same: a fresh boot ends it, for sure.
+                return rewind(f"{error}; a fresh boot ends it", to="deploy")
             except Temporary:
                 # The order is out: a second one beside it would find its drive taken. Its own end is waited for.
                 if not self.destructive or (found := await self._follow(ctx)) is None:
