@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import signal
 from pathlib import Path
 
 import msgspec
@@ -184,17 +185,25 @@ async def test_macs_that_came_while_it_started_are_told_once_it_is_up(tmp_path):
 
 
 async def test_a_reload_takes_other_loaders_and_starts_nothing_anew(tmp_path):
-    child = made(tmp_path, script="case $1 in --test) exit 0;; esac; exec sleep 60")
+    script = (
+        "case $1 in --test) exit 0;; esac\n"
+        "trap 'exit 0' TERM; trap 'touch $(dirname $0)/alive' WINCH\n"
+        "echo 'dnsmasq: started, version 2.90' >&2; while :; do sleep 0.02; done"
+    )
+    child = made(tmp_path, script=script)
     other = tmp_path / "other"
     other.mkdir()
     async with running(child):
-        await until(lambda: child.starts)
+        await child.up.wait()
+        process = child._process
+        assert process is not None
         for name in ("undionly.kpxe", "snponly.efi"):
             (other / name).write_text(f"other {name}")
         await child.reload(child._settings, other)
         assert (tmp_path / "state" / "tftp" / "snponly.efi").read_text() == "other snponly.efi"
-        await asyncio.sleep(0)
-        assert child.starts == 1
+        process.send_signal(signal.SIGWINCH)  # behind whatever the reload sent: one that was told to end does not answer
+        await until((tmp_path / "alive").exists)
+        assert (child.starts, child._process) == (1, process)
 
 
 async def test_a_reload_that_finds_one_loader_only_leaves_both(tmp_path):
