@@ -197,7 +197,7 @@ class SshShell:
             async with asyncio.timeout(timeout):
                 place = await self._ensure(app)
                 command = remote.run(place, app.name, app.digest, arguments)
-                talk = Talk(max_output, progress)
+                talk = Talk(max_output, progress, seconds=timeout)
                 code = await self._execute(command, stdin, talk, kill=not outlives_us)
         except TimeoutError as error:
             raise DeadlineExceeded(
