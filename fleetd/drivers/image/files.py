@@ -152,7 +152,7 @@ class ImageFiles:
             raise NotFound(
                 f"the file of image {manifest.name} is gone",
                 why=f"there is no {path}",
-                remedy=f"fleetctl image remove {manifest.name}, then add it again",
+                remedy="`fleetctl image add` it again from where it was built",
             )
         return await self._measure(path, manifest)
 
