@@ -158,6 +158,34 @@ async def test_a_host_that_still_carries_out_another_order_is_booted_afresh_and_
         assert ctx.tenant_data is None
 
 
+@pytest.mark.parametrize(
+    ("hours", "down", "outcome"),
+    [(50.0, 300.0, Advance), (5.0, 200.0, Advance), (50.0, 1e9, Rewind), (0.1, 300.0, Rewind)],
+)
+async def test_a_line_that_is_down_for_minutes_does_not_end_a_wipe_of_hours(hours, down, outcome):
+    """A switch that restarts takes some: what would be lost is weighed against the wait. One that is gone is gone."""
+    async with bench() as b:
+        clock, shell = b.fleet.clock, FakeShell(wiped())
+        shell.broken = Unreachable("the line is cut")
+        connect, left = shell.connect, down
+
+        async def away(target: Any, *, timeout: float) -> FakeShell:
+            nonlocal left
+            if shell.orders and left > 0:
+                clock.go(32.0)
+                left -= 32.0
+                raise DeadlineExceeded("no SSH session")
+            shell.state = "done" if shell.orders else shell.state
+            return await connect(target, timeout=timeout)
+
+        shell.connect = away  # type: ignore[method-assign]
+        begun = clock.go(hours * 3600)
+        found, _ = await b.do(registry.get("wipe"), shell)
+        assert isinstance(found, outcome)
+        assert clock.wall() - begun < 1000.0
+        assert len(shell.orders) == 1
+
+
 async def test_a_long_wait_for_an_order_begun_before_is_told_once_and_not_at_every_look():
     """Each telling is a row written: five thousand hosts that a restart found at work would write without end."""
     async with bench() as b:

@@ -20,7 +20,9 @@ from fleetd.store import hosts as host_rows
 
 MAX_REPORT = 1024 * 1024
 MAX_DRIVES = 256
-RECONNECTS = 3  # tries to reach a host whose answer got lost, before it is booted afresh
+RECONNECTS = 3  # tries at least to reach a host whose answer got lost, before it is booted afresh
+LOST_SHARE, LOST_MOST = 1 / 60, 900.0  # and seconds: by how long its boot is up, that is what would be lost
+CONNECT_SECONDS = 30.0
 LOOK_AGAIN = 2.0  # seconds between two looks at what it does
 
 # What the ledger can hold: a number beyond it is refused here, not when the evidence is stored and the step stays open.
@@ -229,10 +231,13 @@ class OnDeploy(Step):
         The host-side program works on without a listener, and its report waits in the journal: a wipe of hours is not
         begun again because a line or the daemon broke. A host that is gone for good is booted afresh.
         """
-        lost, told = 0, False
+        clock, patience = ctx.clock, 0.0
+        lost, told, heard = 0, False, clock.steady()
         while True:
             try:
-                boot, shell = await self._shell(ctx)
+                boot, target = await ctx.wires.boots.shell_target(ctx.host, "deploy")
+                patience = min(LOST_MOST, LOST_SHARE * (clock.wall() - (boot.met or clock.wall())))
+                shell = await ctx.wires.shells.connect(target, timeout=CONNECT_SECONDS)
                 try:
                     report = await self._status(ctx, shell, boot)
                 finally:
@@ -241,10 +246,10 @@ class OnDeploy(Step):
                 return rewind(f"the boot of the interrupted {self.name} is gone: {error}", to="deploy")
             except Temporary as error:
                 lost += 1
-                if lost > RECONNECTS:
+                if lost > RECONNECTS and clock.steady() - heard >= patience:
                     return rewind(f"the boot of the interrupted {self.name} is gone: {error}", to="deploy")
             else:
-                lost = 0
+                lost, heard = 0, clock.steady()
                 if report.state != "running" or report.interrupted:
                     return await self._ended(ctx, report)
                 if not told:
@@ -255,7 +260,7 @@ class OnDeploy(Step):
                         " afresh",
                         seconds=await self._time(ctx, report.drives),
                     )
-            await ctx.clock.sleep(LOOK_AGAIN)
+            await clock.sleep(LOOK_AGAIN)
 
     async def _ended(self, ctx: StepContext, report: HostReport) -> Outcome | None:
         """What became of this intent in this boot, by the host's journal; None: it never began there."""
@@ -284,7 +289,7 @@ class OnDeploy(Step):
 
     async def _shell(self, ctx: StepContext) -> tuple[Boot, Shell]:
         boot, target = await ctx.wires.boots.shell_target(ctx.host, "deploy")
-        return boot, await ctx.wires.shells.connect(target, timeout=30.0)
+        return boot, await ctx.wires.shells.connect(target, timeout=CONNECT_SECONDS)
 
     async def _status(self, ctx: StepContext, shell: Shell, boot: Boot) -> HostReport:
         order = {"intent": ctx.intent, "nonce": boot.token_hash, "host_serial": ctx.host.spec.serial}
