@@ -201,7 +201,7 @@ async def test_a_reload_takes_other_loaders_and_starts_nothing_anew(tmp_path):
             (other / name).write_text(f"other {name}")
         await child.reload(child._settings, other)
         assert (tmp_path / "state" / "tftp" / "snponly.efi").read_text() == "other snponly.efi"
-        process.send_signal(signal.SIGWINCH)  # behind whatever the reload sent: one that was told to end does not answer
+        process.send_signal(signal.SIGWINCH)  # behind whatever the reload sent: one told to end does not answer
         await until((tmp_path / "alive").exists)
         assert (child.starts, child._process) == (1, process)
 
