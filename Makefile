@@ -5,6 +5,7 @@ PEERS  := .venv-peers
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 SEED   ?= 0
+JOBS   ?= 2
 FLAVOUR ?= mini
 OUT    ?= build/deploy
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
@@ -27,8 +28,8 @@ $(STAMP): requirements/dev.lock setup.cfg
 demo: $(STAMP) ## two simulated sites from racked to leased and back (SEED=n, KEEP=1)
 	$(BIN)/fleetd demo --seed $(SEED)
 
-test: $(STAMP) ## all tests that need nothing but Python
-	$(BIN)/python -m pytest -q -m "not peers and not e2e"
+test: $(STAMP) ## all tests that need nothing but Python (JOBS=2 at once)
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist worksteal -m "not peers and not e2e"
 
 $(PEERS)/.installed: requirements/peers.lock
 	test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
