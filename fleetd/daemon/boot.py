@@ -163,7 +163,11 @@ class BootService:
             )
         files = await self._files(new)
         if self._dnsmasq is not None and new.dnsmasq is not None:
-            await self._dnsmasq.reload(new.dnsmasq, fresh.path(new.files))
+            try:
+                await self._dnsmasq.reload(new.dnsmasq, fresh.path(new.files))
+            except FleetError:
+                await self._files(old)  # its ISO lies under the same name
+                raise
         self._listener.files = files
         self._listener.images.folder = fresh.path(new.images) if new.images else None
         self._listener.admission.set_limits(new.admission)

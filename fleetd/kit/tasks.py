@@ -42,16 +42,26 @@ async def gather_bounded(calls: Iterable[Callable[[], Awaitable[T]]], *, width: 
 async def beside(work: Coroutine[Any, Any, None], *, name: str) -> AsyncIterator[None]:
     """`work` runs while the body does, and has ended when the body has: cancelled, if need be.
 
-    It does not disturb the body; what it raised comes out at the body's end.
+    It does not disturb the body; what it raised comes out at the body's end, and goes to the loop's handler when the body
+    was cancelled or raised itself.
     """
     task = asyncio.create_task(work, name=name)
     try:
         yield
-    finally:
-        task.cancel()
-        await asyncio.wait((task,))
-        if not task.cancelled() and (error := task.exception()) is not None:
-            raise error
+    except BaseException:
+        if (error := await _ended(task)) is not None:
+            said = {"message": f"{name} failed beside what failed", "exception": error, "task": task}
+            asyncio.get_running_loop().call_exception_handler(said)
+        raise
+    if (error := await _ended(task)) is not None:
+        raise error
+
+
+async def _ended(task: asyncio.Task[None]) -> BaseException | None:
+    """Cancel it, wait for its end; what it raised, None when it had nothing to say."""
+    task.cancel()
+    await asyncio.wait((task,))
+    return None if task.cancelled() else task.exception()
 
 
 async def in_thread(work: Callable[[], T], *, stop: Callable[[], None] = lambda: None) -> T:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from fleetd.probe.host import partition
+from fleetd.probe.host.order import Refusal
 from fleetd.probe.host.simulated import Pages, SimulatedBlocks, SimulatedDrive
 from fleetd.probe.host.source import Source
 from fleetd.probe.host.standin import SimulatedMachine, unpack
@@ -240,9 +241,13 @@ class MemoryMachine(SimulatedMachine):
 
     def began(self, intent: str, entry: dict[str, Any]) -> dict[str, Any] | None:
         stood = self._journal.get(intent)
-        if stood is None:
-            self._journal[intent] = entry
-        return stood
+        if stood is not None:
+            return stood
+        for other, begun in list(self._journal.items()):
+            if begun.get("state") == "running":
+                raise Refusal("busy", f"the order of intent {other} is being carried out here")
+        self._journal[intent] = entry
+        return None
 
     def ended(self, intent: str, entry: dict[str, Any]) -> None:
         self._journal[intent] = entry

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import stat
 from pathlib import Path
 
@@ -103,7 +104,11 @@ def test_the_doctor_of_the_daemon_tells_what_no_image_names_and_what_has_no_file
     digest = hand(daemon, "image", "add", str(file), "-o", "json").json["sha256"]
     folder = daemon.folder / "images"
     (folder / "left\x1b[2J.raw").write_bytes(bytes(2048))
+    odd = os.fsencode(folder) + b"/\xff.raw"  # no UTF-8, and so no JSON
+    os.close(os.open(odd, os.O_CREAT | os.O_WRONLY))
     try:
+        assert "named by no image: 2, 2 KiB: \\xff.raw, left?[2J.raw" in hand(daemon, "doctor").out
+        os.unlink(odd)
         found = hand(daemon, "doctor")
         assert "named by no image: 1, 2 KiB: left?[2J.raw" in found.out
         assert hand(daemon, "doctor", "-o", "json").json["images"]["unnamed"] == 1

@@ -200,6 +200,26 @@ async def test_hup_takes_another_directory_by_http_and_by_tftp_at_once(tmp_path)
             assert (answer.status, await answer.read()) == (200, b"other snponly.efi")
 
 
+async def test_a_refused_reload_leaves_the_medium_too(tmp_path):
+    """Else hosts would start by network from the old directory, and from virtual media by the new one."""
+    other = tmp_path / "other"
+    for folder in (tmp_path / "files", other):
+        folder.mkdir()
+        (folder / "deploy.iso").write_bytes(PLACEHOLDER + folder.name.encode())
+    async with Running(tmp_path) as r:
+        for name in ("undionly.kpxe", "snponly.efi"):
+            (other / name).write_bytes(b"other")
+        r.write(interface="refused")
+        r.config.write_text(r.config.read_text().replace("files: files", "files: other"))
+        r.process.send_signal(signal.SIGHUP)
+        async with asyncio.timeout(10):
+            while "reload.refused" not in r.log():
+                await asyncio.sleep(0.02)
+        assert "bad option" in r.log()
+        async with aiohttp.ClientSession() as session, session.get(f"{r.url}/deploy/deploy.iso") as answer:
+            assert (await answer.read()).endswith(b"files")
+
+
 async def test_a_reload_that_finds_no_room_leaves_what_runs(tmp_path):
     async with Running(tmp_path) as r:
         (tmp_path / "state" / "deploy.iso.new").mkdir()  # in place of a full disk

@@ -125,6 +125,31 @@ async def test_the_body_is_cancelled_and_so_is_what_runs_beside() -> None:
     assert ended == ["watch"]
 
 
+@pytest.mark.parametrize("end", ["cancelled", "raises"])
+async def test_what_failed_beside_does_not_take_the_place_of_how_the_body_ended(end: str) -> None:
+    """A cancelled task whose cancellation is lost would go on; a lost claim would read as something else."""
+
+    async def fail() -> None:
+        raise ValueError("beside")
+
+    async def body() -> None:
+        async with beside(fail(), name="fail"):
+            await settle()
+            if end == "raises":
+                raise Invalid("the body")
+            await asyncio.Event().wait()
+
+    told: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, said: told.append(said.get("exception")))
+    task = asyncio.create_task(body())
+    await settle()
+    await settle()
+    task.cancel()
+    with pytest.raises(Invalid if end == "raises" else asyncio.CancelledError):
+        await task
+    assert [str(error) for error in told] == ["beside"], "it is still told"
+
+
 async def test_failures_are_values_in_their_callers_order() -> None:
     running, most = 0, 0
 

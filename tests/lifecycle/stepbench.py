@@ -19,7 +19,7 @@ from fleetd.model.image import ImageFormat, Manifest
 from fleetd.model.power import BootDevice, PowerState, PowerVerb
 from fleetd.model.run import Run, Strategy
 from fleetd.store import inventory as inventory_rows
-from tests.lifecycle.fleet import Fleet, inventory, ledger
+from tests.lifecycle.fleet import START, Fleet, inventory, ledger
 
 INTENT = "intent-0001"
 DRIVES = [{"name": f"nvme{i}", "serial": f"S{i}", "model": "M", "bytes": 10**12} for i in range(8)]
@@ -36,7 +36,7 @@ BOOT = Boot(
     armed=0.0,
     expires=1.0,
     intent=INTENT,
-    met=1.0,
+    met=START,
     source="10.0.0.1",
 )
 

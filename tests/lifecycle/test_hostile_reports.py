@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from fleetd.checks.judge import clean
-from fleetd.kit.errors import DeadlineExceeded, Garbled, Unreachable, Unsupported
+from fleetd.kit.errors import Busy, DeadlineExceeded, Garbled, Unreachable, Unsupported
 from fleetd.lifecycle import drift, progress
 from fleetd.lifecycle.outcome import Advance, Fail, Rewind
 from fleetd.lifecycle.steps import registry
@@ -142,6 +142,48 @@ async def test_an_answer_that_is_no_end_of_this_order_is_no_verdict_on_the_drive
         outcome, ctx = await b.do(registry.get(name), Elsewhere({}))
         assert isinstance(outcome, Rewind)
         assert ctx.tenant_data is None
+
+
+@pytest.mark.parametrize("name", ["wipe", "write-image", "clear-tpm", "boot-order"])
+async def test_a_host_that_still_carries_out_another_order_is_booted_afresh_and_not_blamed(name):
+    """An order went out on a line that broke, was thought not to have begun, and began: the next one finds it at work."""
+    async with bench() as b:
+        shell = FakeShell({})
+        shell.broken = Busy("the order of intent i-0 is being carried out here")
+        outcome, ctx = await b.do(registry.get(name), shell)
+        assert isinstance(outcome, Rewind)
+        assert outcome.to == "deploy"
+        assert "i-0" in outcome.text
+        assert len(shell.orders) == 1
+        assert ctx.tenant_data is None
+
+
+@pytest.mark.parametrize(
+    ("hours", "down", "outcome"),
+    [(50.0, 300.0, Advance), (5.0, 200.0, Advance), (50.0, 1e9, Rewind), (0.1, 300.0, Rewind)],
+)
+async def test_a_line_that_is_down_for_minutes_does_not_end_a_wipe_of_hours(hours, down, outcome):
+    """A switch that restarts takes some: what would be lost is weighed against the wait. One that is gone is gone."""
+    async with bench() as b:
+        clock, shell = b.fleet.clock, FakeShell(wiped())
+        shell.broken = Unreachable("the line is cut")
+        connect, left = shell.connect, down
+
+        async def away(target: Any, *, timeout: float) -> FakeShell:
+            nonlocal left
+            if shell.orders and left > 0:
+                clock.go(32.0)
+                left -= 32.0
+                raise DeadlineExceeded("no SSH session")
+            shell.state = "done" if shell.orders else shell.state
+            return await connect(target, timeout=timeout)
+
+        shell.connect = away  # type: ignore[method-assign]
+        begun = clock.go(hours * 3600)
+        found, _ = await b.do(registry.get("wipe"), shell)
+        assert isinstance(found, outcome)
+        assert clock.wall() - begun < 1000.0
+        assert len(shell.orders) == 1
 
 
 async def test_a_long_wait_for_an_order_begun_before_is_told_once_and_not_at_every_look():

@@ -10,7 +10,7 @@ import pytest
 
 from fleetd.drivers.boot.admission import Admission, Limits
 from fleetd.drivers.boot.capabilities import ImageGrant
-from fleetd.kit.errors import Refused, Unreachable
+from fleetd.kit.errors import Busy, Refused, Unreachable
 from fleetd.model.report import MAX_REPORT, read_report
 from fleetd.sim.host import Running, Timings
 from fleetd.sim.system import System
@@ -74,6 +74,26 @@ async def test_the_same_intent_acts_once(depth, tmp_path):
         order, _ = r.image_order(host, "intent-1")
         with pytest.raises(Refused, match="intent-reused"):
             await r.host_command(shell, "write-image", order)
+
+
+@pytest.mark.parametrize("depth", DEPTHS)
+async def test_a_second_order_beside_one_at_work_is_told_to_come_later_and_did_nothing(depth, tmp_path):
+    timings = Timings(**{**msgspec.structs.asdict(QUICK), "wipe": 600.0})
+    async with rig(depth, tmp_path) as r:
+        host = r.add(sim_host(timings=timings))
+        shell = await r.shell(await r.deploy(host))
+        first = asyncio.create_task(r.host_command(shell, "wipe", r.order(host, "first")))
+        await host.record.until("wipe.begin")
+        order, _ = r.image_order(host, "second")
+        with pytest.raises(Busy, match="first"):
+            await r.host_command(shell, "write-image", order)
+        assert (await r.host_command(shell, "status", {"intent": "second"}))["state"] == "unknown"
+        assert not list(host.record.of(host.name, "drive.write"))
+        shell = await r.shell(await r.deploy(host))  # a fresh boot ends what is at work
+        with pytest.raises(Unreachable):
+            await first
+        order, _ = r.image_order(host, "second")
+        assert (await r.host_command(shell, "write-image", order))["ok"]
 
 
 @pytest.mark.parametrize("depth", DEPTHS)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import AsyncIterator
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
 from litestar import Request, Response, delete, get, post, put
 from litestar.exceptions import InternalServerException
@@ -22,7 +22,6 @@ from fleetd.model.image import MAX_IMAGE, MAX_MANIFEST, Image, SignedManifest, r
 from fleetd.model.resource import Page
 
 Req = Request[Any, Any, Any]
-T = TypeVar("T")
 MANIFEST_HEADER = "Fleetd-Manifest"
 ManifestHeader = Annotated[
     str,

@@ -136,6 +136,7 @@ class Dnsmasq:
                     remedy="install the package ipxe and copy undionly.kpxe and snponly.efi from /usr/lib/ipxe",
                 ) from error
             (tftp / f"{name}.new").chmod(0o644)
+        for name in (BIOS_LOADER, UEFI_LOADER):  # both are there: none of the old ones stays beside one of the new
             (tftp / f"{name}.new").replace(tftp / name)
         hosts = self._state / "hosts"
         if not hosts.exists():

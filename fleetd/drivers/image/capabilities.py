@@ -27,7 +27,7 @@ class Taken(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Stranger(msgspec.Struct, frozen=True, kw_only=True):
-    """Something in the directory that no image names; `bytes` is 0 for what is no file."""
+    """Something in the directory that no image names; `bytes` is 0 for what is no file. A name that is no UTF-8 is escaped."""
 
     name: str
     bytes: int

@@ -152,7 +152,7 @@ class ImageFiles:
             raise NotFound(
                 f"the file of image {manifest.name} is gone",
                 why=f"there is no {path}",
-                remedy=f"fleetctl image remove {manifest.name}, then add it again",
+                remedy="`fleetctl image add` it again from where it was built",
             )
         return await self._measure(path, manifest)
 
@@ -180,7 +180,7 @@ class ImageFiles:
             for entry in entries:
                 if entry.name not in named and entry.name not in _OURS:
                     size = entry.stat(follow_symlinks=False).st_size if entry.is_file(follow_symlinks=False) else 0
-                    found.append(Stranger(name=entry.name, bytes=size))
+                    found.append(Stranger(name=os.fsencode(entry.name).decode(errors="backslashreplace"), bytes=size))
         return sorted(found, key=lambda stranger: stranger.name)
 
     def _named(self, sha256: str) -> Path:

@@ -1,7 +1,8 @@
 """What the house may ask of a host over SSH: run one of our zipapps, with an order on its standard input.
 
-Raises: Unreachable, DeadlineExceeded (Temporary); PinMismatch (host key is not the one phoned home), AuthFailed, Garbled
-(too much or unreadable output), Refused (the host side refused the order), Permanent with the exit code and stderr's tail.
+Raises: Unreachable, DeadlineExceeded, Busy (the host side carries out another order) (Temporary); PinMismatch (host key is not
+the one phoned home), AuthFailed, Garbled (too much or unreadable output), Refused (the host side refused the order), Permanent
+with the exit code and stderr's tail.
 """
 
 from __future__ import annotations

@@ -18,6 +18,7 @@ from fleetd.drivers.ssh.capabilities import Progress, Shell, ShellTarget, Zipapp
 from fleetd.drivers.ssh.output import Refusal, Talk, refusal_in
 from fleetd.kit.errors import (
     AuthFailed,
+    Busy,
     DeadlineExceeded,
     FleetError,
     Garbled,
@@ -196,7 +197,7 @@ class SshShell:
             async with asyncio.timeout(timeout):
                 place = await self._ensure(app)
                 command = remote.run(place, app.name, app.digest, arguments)
-                talk = Talk(max_output, progress)
+                talk = Talk(max_output, progress, seconds=timeout)
                 code = await self._execute(command, stdin, talk, kill=not outlives_us)
         except TimeoutError as error:
             raise DeadlineExceeded(
@@ -210,6 +211,8 @@ class SshShell:
     def _judge(self, app: Zipapp, code: int | None, talk: Talk) -> bytes:
         output = bytes(talk.output)
         refusal: Refusal | None = refusal_in(output)
+        if refusal is not None and refusal.code == "busy":
+            raise Busy(f"host {self.target.host} carries out another order", why=refusal.reason)
         if refusal is not None:
             raise Refused(
                 f"host {self.target.host} refused `{app.name}` ({refusal.code})",

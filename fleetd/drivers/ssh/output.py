@@ -8,7 +8,8 @@ from fleetd.drivers.ssh.capabilities import Progress
 from fleetd.kit.errors import Garbled
 
 MAX_LINE = 16 * 1024
-MAX_TALK = 8 * 1024 * 1024  # bytes of standard error of one command
+MAX_TALK = 8 * 1024 * 1024  # bytes of standard error of one command, and for each second that it may take so many more:
+TALK_RATE = 256  # sixteen drives that tell every half minute say 70
 TAIL = 2000  # characters kept for the error message
 
 
@@ -23,12 +24,21 @@ class _Report(msgspec.Struct, frozen=True):
     refused: Refusal | None = None
 
 
-class Talk:
-    """Collects one command's output. Raises Garbled from `take` and `hear` when a bound is passed."""
+def most_talk(seconds: float) -> int:
+    """Bytes that a command of so many seconds may say on standard error."""
+    return MAX_TALK + int(TALK_RATE * seconds)
 
-    def __init__(self, max_output: int, progress: Progress | None) -> None:
+
+class Talk:
+    """Collects one command's output. Raises Garbled from `take` and `hear` when a bound is passed.
+
+    `seconds`: that the command may take.
+    """
+
+    def __init__(self, max_output: int, progress: Progress | None, *, seconds: float = 0.0) -> None:
         self.output = bytearray()
         self._max, self._progress = max_output, progress
+        self._most = most_talk(seconds)
         self._line = b""
         self._heard = 0
         self._tail = ""
@@ -41,8 +51,8 @@ class Talk:
     def hear(self, chunk: bytes) -> None:
         """Lines that are JSON objects are progress, if somebody listens; the rest is kept for the error message."""
         self._heard += len(chunk)
-        if self._heard > MAX_TALK:
-            raise Garbled("the host talks without end", why=f"more than {MAX_TALK} bytes on standard error")
+        if self._heard > self._most:
+            raise Garbled("the host talks without end", why=f"more than {self._most} bytes on standard error")
         *lines, self._line = (self._line + chunk).split(b"\n")
         for line in lines:
             self._one(line)

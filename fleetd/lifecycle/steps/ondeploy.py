@@ -10,7 +10,7 @@ import msgspec
 
 from fleetd.checks.judge import clean
 from fleetd.drivers.ssh.capabilities import Shell
-from fleetd.kit.errors import Garbled, IdentityUnproven, Temporary, Unreachable
+from fleetd.kit.errors import Busy, Garbled, IdentityUnproven, Temporary, Unreachable
 from fleetd.lifecycle.outcome import Fail, Outcome, fail, rewind
 from fleetd.lifecycle.steps.base import Step, StepContext
 from fleetd.model.boot import Boot
@@ -20,7 +20,9 @@ from fleetd.store import hosts as host_rows
 
 MAX_REPORT = 1024 * 1024
 MAX_DRIVES = 256
-RECONNECTS = 3  # tries to reach a host whose answer got lost, before it is booted afresh
+RECONNECTS = 3  # tries at least to reach a host whose answer got lost, before it is booted afresh
+LOST_SHARE, LOST_MOST = 1 / 60, 900.0  # and seconds: by how long its boot is up, that is what would be lost
+CONNECT_SECONDS = 30.0
 LOOK_AGAIN = 2.0  # seconds between two looks at what it does
 
 # What the ledger can hold: a number beyond it is refused here, not when the evidence is stored and the step stays open.
@@ -201,6 +203,9 @@ class OnDeploy(Step):
                     progress=ctx.progress,
                     outlives_us=self.destructive,
                 )
+            except Busy as error:
+                # One that was thought not to have begun works here all the same: a fresh boot ends it, for sure.
+                return rewind(f"{error}; a fresh boot ends it", to="deploy")
             except Temporary:
                 # The order is out: a second one beside it would find its drive taken. Its own end is waited for.
                 if not self.destructive or (found := await self._follow(ctx)) is None:
@@ -226,10 +231,13 @@ class OnDeploy(Step):
         The host-side program works on without a listener, and its report waits in the journal: a wipe of hours is not
         begun again because a line or the daemon broke. A host that is gone for good is booted afresh.
         """
-        lost, told = 0, False
+        clock, patience = ctx.clock, 0.0
+        lost, told, heard = 0, False, clock.steady()
         while True:
             try:
-                boot, shell = await self._shell(ctx)
+                boot, target = await ctx.wires.boots.shell_target(ctx.host, "deploy")
+                patience = min(LOST_MOST, LOST_SHARE * (clock.wall() - (boot.met or clock.wall())))
+                shell = await ctx.wires.shells.connect(target, timeout=CONNECT_SECONDS)
                 try:
                     report = await self._status(ctx, shell, boot)
                 finally:
@@ -238,10 +246,10 @@ class OnDeploy(Step):
                 return rewind(f"the boot of the interrupted {self.name} is gone: {error}", to="deploy")
             except Temporary as error:
                 lost += 1
-                if lost > RECONNECTS:
+                if lost > RECONNECTS and clock.steady() - heard >= patience:
                     return rewind(f"the boot of the interrupted {self.name} is gone: {error}", to="deploy")
             else:
-                lost = 0
+                lost, heard = 0, clock.steady()
                 if report.state != "running" or report.interrupted:
                     return await self._ended(ctx, report)
                 if not told:
@@ -252,7 +260,7 @@ class OnDeploy(Step):
                         " afresh",
                         seconds=await self._time(ctx, report.drives),
                     )
-            await ctx.clock.sleep(LOOK_AGAIN)
+            await clock.sleep(LOOK_AGAIN)
 
     async def _ended(self, ctx: StepContext, report: HostReport) -> Outcome | None:
         """What became of this intent in this boot, by the host's journal; None: it never began there."""
@@ -281,7 +289,7 @@ class OnDeploy(Step):
 
     async def _shell(self, ctx: StepContext) -> tuple[Boot, Shell]:
         boot, target = await ctx.wires.boots.shell_target(ctx.host, "deploy")
-        return boot, await ctx.wires.shells.connect(target, timeout=30.0)
+        return boot, await ctx.wires.shells.connect(target, timeout=CONNECT_SECONDS)
 
     async def _status(self, ctx: StepContext, shell: Shell, boot: Boot) -> HostReport:
         order = {"intent": ctx.intent, "nonce": boot.token_hash, "host_serial": ctx.host.spec.serial}

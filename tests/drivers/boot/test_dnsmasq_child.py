@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import signal
 from pathlib import Path
 
 import msgspec
@@ -178,22 +179,44 @@ async def test_macs_that_came_while_it_started_are_told_once_it_is_up(tmp_path):
     async with running(made(tmp_path, Late(), SLOW)):
         await until(lambda: MAC in (tmp_path / "state" / "hosts").read_text())
         (tmp_path / "go").touch()
-        await until((tmp_path / "signals").exists)
-        assert (tmp_path / "signals").read_text() == "hup\n"
+        told = tmp_path / "signals"
+        await until(lambda: told.exists() and told.read_text().endswith("\n"))  # the shell makes it before it writes it
+        assert told.read_text() == "hup\n"
 
 
 async def test_a_reload_takes_other_loaders_and_starts_nothing_anew(tmp_path):
-    child = made(tmp_path, script="case $1 in --test) exit 0;; esac; exec sleep 60")
+    script = (
+        "case $1 in --test) exit 0;; esac\n"
+        "trap 'exit 0' TERM; trap 'touch $(dirname $0)/alive' WINCH\n"
+        "echo 'dnsmasq: started, version 2.90' >&2; while :; do sleep 0.02; done"
+    )
+    child = made(tmp_path, script=script)
     other = tmp_path / "other"
     other.mkdir()
     async with running(child):
-        await until(lambda: child.starts)
+        await child.up.wait()
+        process = child._process
+        assert process is not None
         for name in ("undionly.kpxe", "snponly.efi"):
             (other / name).write_text(f"other {name}")
         await child.reload(child._settings, other)
         assert (tmp_path / "state" / "tftp" / "snponly.efi").read_text() == "other snponly.efi"
-        await asyncio.sleep(0)
-        assert child.starts == 1
+        process.send_signal(signal.SIGWINCH)  # behind whatever the reload sent: one told to end does not answer
+        await until((tmp_path / "alive").exists)
+        assert (child.starts, child._process) == (1, process)
+
+
+async def test_a_reload_that_finds_one_loader_only_leaves_both(tmp_path):
+    """Else BIOS hosts would boot by the new directory and UEFI hosts by the old one."""
+    child = made(tmp_path, script="case $1 in --test) exit 0;; esac; exec sleep 60")
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "undionly.kpxe").write_text("other")
+    async with running(child):
+        with pytest.raises(NotFound, match=r"other/snponly\.efi"):
+            await child.reload(child._settings, other)
+        for name in ("undionly.kpxe", "snponly.efi"):
+            assert (tmp_path / "state" / "tftp" / name).read_text() == name
 
 
 async def test_a_reload_that_is_refused_leaves_the_loaders_too(tmp_path):

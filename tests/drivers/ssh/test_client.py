@@ -223,6 +223,7 @@ async def test_only_a_program_that_may_not_outlive_its_listener_is_killed(monkey
     async with rig() as r:
         host = r.add(sim_host(timings=slow))
         shell = await r.shell(await r.deploy(host))
+        await r.host_command(shell, "status", {"intent": "i"})  # pushes the program: who is late there kills the push
         order = msgspec.json.encode(r.order(host))
         seconds = 30.0 if ended == "cancelled" else 0.5
         call = shell.run(zipapp("host"), ("wipe",), stdin=order, timeout=seconds, max_output=1000, outlives_us=outlives)

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fleetd.drivers.ssh.keys import new_key_pair
-from fleetd.drivers.ssh.output import MAX_LINE, MAX_TALK, TAIL, Talk, refusal_in
+from fleetd.drivers.ssh.output import MAX_LINE, MAX_TALK, TAIL, Talk, most_talk, refusal_in
 from fleetd.kit.errors import Garbled
 
 
@@ -42,6 +42,15 @@ def test_talk_without_end_is_garbled_and_a_line_without_end_is_cut():
     with pytest.raises(Garbled):
         talk.hear(b"x")
     assert len(talk.tail) <= TAIL
+
+
+def test_a_command_of_many_hours_may_say_more_and_not_without_end():
+    hours = 10 * 3600.0
+    talk = Talk(0, None, seconds=hours)
+    talk.hear(b"x" * (most_talk(hours) - 1))
+    assert most_talk(hours) > most_talk(0.0) == MAX_TALK
+    with pytest.raises(Garbled):
+        talk.hear(b"xx")
 
 
 @given(st.binary(max_size=300))
