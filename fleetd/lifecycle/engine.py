@@ -266,7 +266,8 @@ class Engine:
         except (StaleClaim, Conflict) as error:
             log.warning("claim.renew", host=claim.host, error=str(error))
             return
-        self._claims[claim.host] = msgspec.structs.replace(claim, expires=now + CLAIM_TTL)
+        if self._claims.get(claim.host) is claim:  # else it was given back, or made to last longer, meanwhile
+            self._claims[claim.host] = msgspec.structs.replace(claim, expires=now + CLAIM_TTL)
 
     async def _expel(self, host: Host, now: float) -> None:
         """A host whose state outlived its deadline with no run to move it: every deadline has an exit."""

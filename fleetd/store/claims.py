@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from sqlalchemy import bindparam, exists, literal_column, or_, select, update
+from sqlalchemy import bindparam, case, exists, literal_column, or_, select, update
 from sqlalchemy.sql.elements import ColumnElement
 
 from fleetd.kit.errors import Conflict, FleetError, StaleClaim
@@ -53,7 +53,8 @@ _TAKE = Statement(
     ).returning(claims.c.token),
     returns=True,
 )
-_RENEW = Statement(update(claims).where(_MINE).values(expires=bindparam("expires")))
+_LATER: Final = case((claims.c.expires > bindparam("expires"), claims.c.expires), else_=bindparam("expires"))
+_RENEW = Statement(update(claims).where(_MINE).values(expires=_LATER))
 _DROP = Statement(update(claims).where(_MINE).values(owner=literal_column("''"), expires=literal_column("0")))
 _CURRENT = Statement(
     select(claims.c.owner, claims.c.token, claims.c.expires).where(
@@ -97,7 +98,7 @@ async def take(db: Database, host_id: str, owner: str, *, now: float, ttl: float
 
 
 def renew(claim: Claim, *, now: float, ttl: float) -> Op:
-    """Let it last until `now` + `ttl`. Raises StaleClaim at commit when another took it."""
+    """Let it last until `now` + `ttl` at least; never shorter than it does. Raises StaleClaim at commit when another took it."""
     return Op(_RENEW, {**guard_params(claim), "expires": now + ttl}, 1, lambda: stale(claim))
 
 

@@ -44,6 +44,16 @@ async def test_take_renew_drop(db: Database) -> None:
         await claims.take(db, "host-none", "a", now=NOW, ttl=30)
 
 
+async def test_a_renewal_never_shortens_a_claim(db: Database) -> None:
+    """A tick's renewal that was on its way while a wipe asked for hours must not take those hours back."""
+    await db.commit([hosts.insert(a_host(1))])
+    claim = await claims.take(db, "host-00001", "a", now=NOW, ttl=60)
+    assert claim is not None
+    await db.commit([claims.renew(claim, now=NOW, ttl=14_400)])
+    await db.commit([claims.renew(claim, now=NOW + 1, ttl=60)])
+    assert await claims.current(db, "host-00001") == msgspec.structs.replace(claim, expires=NOW + 14_400)
+
+
 async def test_a_stale_claim_writes_nothing(db: Database) -> None:
     host, run = a_host(1), a_run("1")
     place = in_run(run, host, state=RunHostState.ACTIVE)
