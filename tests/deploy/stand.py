@@ -22,8 +22,8 @@ _SSHD = """\
 import pathlib, signal, socket, sys
 root = pathlib.Path(sys.argv[0]).parents[2]
 signal.signal(signal.SIGTERM, lambda *_: ((root / "sshd-ended").touch(), sys.exit(0)))
+(root / "sshd-started").write_text(" ".join(sys.argv[1:]))  # before it can be reached: who reaches it reads this
 wire = socket.create_server(("127.0.0.1", {port}))
-(root / "sshd-started").write_text(" ".join(sys.argv[1:]))
 while True:
     wire.accept()[0].close()
 """
