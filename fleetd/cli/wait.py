@@ -19,8 +19,11 @@ if TYPE_CHECKING:
 
 
 def _stuck(host: HostView, wanted: str) -> bool:
-    """It will not get there by itself: a person has to act first."""
-    return host.state in ("quarantined", "maintenance", "retired") and wanted not in (host.state, "leaseable")
+    """It will not get there by itself: a person has to act first.
+
+    One that a run has was released: it stays quarantined until the run has begun the step that failed.
+    """
+    return host.run is None and host.state in ("quarantined", "maintenance", "retired") and host.state != wanted
 
 
 def condition(text: str) -> str:

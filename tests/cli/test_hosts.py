@@ -7,6 +7,7 @@ from pathlib import Path
 import yaml
 
 from fleetd.model.host import State
+from fleetd.model.run import RunHostState
 from tests.cli.hand import hand
 from tests.house import House
 
@@ -167,6 +168,23 @@ def test_wait(daemon: House) -> None:
     daemon.put("lou-a01-02", state=State.MAINTENANCE)
     stuck = hand(daemon, "wait", "lou-a01-02", "--for", "state=available", "--fail-fast")
     assert stuck.code == 9
+
+
+def test_wait_gives_up_on_a_quarantined_host_unless_a_run_has_it(daemon: House) -> None:
+    """A released host stays quarantined until its run has begun the step that failed."""
+
+    def waits(*codes: int) -> None:
+        for goal, code in zip(("state=available", "leaseable", "state=quarantined"), codes, strict=True):
+            words = ("wait", "lou-a02-02", "--for", goal, "--timeout", "0.3s", "--fail-fast")
+            assert hand(daemon, *words).code == code, goal
+
+    daemon.put("lou-a02-02", state=State.QUARANTINED, resume_state=State.VALIDATING)
+    waits(9, 9, 0)
+    run = hand(daemon, "host", "release", "lou-a02-02", "-o", "json").json["items"][0]["id"]
+    assert daemon.host("lou-a02-02").state is State.QUARANTINED
+    waits(7, 7, 0)
+    daemon.run(daemon.fleet.run_ends(run, RunHostState.FAILED, lambda host: {"state": State.QUARANTINED}))
+    waits(9, 9, 0)
 
 
 def test_viewer_is_denied_with_4(daemon: House) -> None:
