@@ -25,6 +25,7 @@ _CLONE_NEWNET = 0x40000000
 TOOLS = {
     "ip": "iproute2",
     "setpriv": "util-linux",
+    "taskset": "util-linux",
     "qemu-system-x86_64": "qemu-system-x86",
     "dnsmasq": "dnsmasq-base",
     "ipmi_sim": "openipmi",
