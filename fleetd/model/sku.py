@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from typing import Literal
 
 import msgspec
@@ -112,6 +113,7 @@ class Sku(_Part, frozen=True, kw_only=True):
     image: str
     boot_mode: Literal["uefi", "bios"] = "uefi"
     boot_via: BootVia = "network"  # how the deploy environment reaches the host; a playbook's step may say otherwise
+    boot_patience: str = "15m"  # from power-on to the phone-home; memory tests of a big server take minutes
     gpu: GpuProfile | None = None  # null: a host without GPUs, which then must show none (check `gpu.absent`)
     network: NetworkProfile = NetworkProfile()
     storage: StorageProfile
@@ -126,6 +128,10 @@ class Sku(_Part, frozen=True, kw_only=True):
     @property
     def certificate_seconds(self) -> float:
         return seconds(self.certificate_ttl)
+
+    @property
+    def boot_seconds(self) -> float:
+        return seconds(self.boot_patience)
 
     @property
     def gpus(self) -> GpuProfile:
@@ -146,6 +152,7 @@ class Sku(_Part, frozen=True, kw_only=True):
         return self.acceptance if name == "acceptance" else self.quick
 
 
+BOOT_SECONDS = (30.0, 1200.0)  # a boot step with a slow BMC beside it ends within its deadline
 _Fault = tuple[bool, tuple[str, ...], str]
 
 
@@ -184,11 +191,15 @@ def read_sku(document: Document) -> Sku:
     ):
         if bad:
             raise Invalid(what, where=document.where(path))
-    try:
-        if sku.certificate_seconds <= 0:
-            raise Invalid("a certificate must live longer than that")
-    except Invalid as error:
-        raise Invalid(error.what, remedy=error.remedy, where=document.where(("certificate_ttl",))) from error
+    for key, text, (least, most), what in (
+        ("certificate_ttl", sku.certificate_ttl, (0.001, math.inf), "a certificate must live longer than that"),
+        ("boot_patience", sku.boot_patience, BOOT_SECONDS, "a boot is waited for 30 s to 20 minutes"),
+    ):
+        try:
+            if not least <= seconds(text) <= most:
+                raise Invalid(what)
+        except Invalid as error:
+            raise Invalid(error.what, remedy=error.remedy, where=document.where((key,))) from error
     for name in ("acceptance", "quick"):
         checks = sku.suite(name)
         if not checks:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import re
 import secrets
@@ -16,7 +17,7 @@ import pytest_asyncio
 
 from tests.e2e.builds import BUILD
 from tests.e2e.lab import lab, tool
-from tests.e2e.machine import Drive, Machine
+from tests.e2e.machine import Device, Drive, Machine
 from tests.e2e.progress import STAGES
 from tests.e2e.site import IMAGE, LOGINS, Site, allocated, holds, sha256
 
@@ -74,10 +75,16 @@ async def test_registered_to_available(site: Site) -> None:
         assert await site.state(machine) == "available"
     assert re.search(rb"NBP filename is snponly.efi.*NBP file downloaded", site.a.console.read_bytes(), re.DOTALL)
     assert re.search(rb"tftp://\S+/undionly.kpxe\.+ ok", site.b.console.read_bytes())
-    assert site.a.starts == ["network", "disk"]
-    assert site.b.starts == ["network", "network", "disk"], "after the cut it was booted and written anew"
+    for machine in (site.a, site.b):
+        assert way(machine.starts) == ["network", "disk"]
+    assert site.b.starts.count("network") >= 2, "after the cut it was booted and written anew"
     await factory_logins_are_void(site)
     site.done.add("available")
+
+
+def way(starts: list[Device]) -> list[Device]:
+    """Without what was tried again."""
+    return [device for device, _ in itertools.groupby(starts)]
 
 
 async def factory_logins_are_void(site: Site) -> None:
@@ -124,11 +131,6 @@ class Tenant:
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def tenant(site: Site) -> Tenant:
     return Tenant(site.folder)
-
-
-def writes_under_way(machine: Machine) -> bool:
-    """The drive changes while the machine runs the deploy environment."""
-    return machine.power and machine.starts[-1:] == ["network"]
 
 
 async def test_leased_with_a_key_that_works(site: Site, tenant: Tenant) -> None:
@@ -225,7 +227,7 @@ async def test_reclaimed_with_an_erase_that_holds(site: Site, tenant: Tenant) ->
     assert re.search(rb"HTTP Boot over IPv4.*/boot/snponly.efi", site.a.console.read_bytes()[said:], re.DOTALL)
     site.a.http = False
     assert "hello" in await site.ctl("boot", "doctor", site.a.spec.name)
-    assert site.b.starts[-2:] == ["cd", "disk"]
+    assert way(site.b.starts)[-2:] == ["cd", "disk"]
     assert site.b.media is None, "the disc was taken out again"
     for machine in (site.a, site.b):
         code, _ = await site.ssh(machine, tenant.key, "true")

@@ -103,6 +103,7 @@ class FakeBoots:
     def __init__(self, *, comes: bool = True) -> None:
         self.comes = comes
         self.armed_for: list[float] = []
+        self.waited: list[float] = []
         self.forgotten = 0
 
     async def shell_target(self, host: Any, environment: str) -> tuple[Boot, Any]:
@@ -119,6 +120,7 @@ class FakeBoots:
         self.forgotten += 1
 
     async def wait_hello(self, boot: Boot, seconds: float) -> Boot:
+        self.waited.append(seconds)
         if not self.comes:
             raise DeadlineExceeded("no phone-home")
         return boot

@@ -490,6 +490,23 @@ async def test_a_boot_whose_bmc_fails_is_not_left_armed(broken, monkeypatch):
         assert b.boots.forgotten == len(b.boots.armed_for) == 1
 
 
+@pytest.mark.parametrize(
+    ("sku", "params", "seconds"),
+    [
+        ({}, {}, 900.0),
+        ({"boot_patience": "2m"}, {}, 120.0),
+        ({"boot_patience": "2m"}, {"patience": 30.0}, 30.0),
+    ],
+)
+async def test_a_host_has_the_time_of_its_sku_unless_the_playbook_says_otherwise(sku, params, seconds):
+    async with bench(**sku) as b:
+        b.boots = FakeBoots(comes=False)
+        retry, _ = await b.do(registry.get("boot"), {}, {"to": "disk", **params})
+        assert isinstance(retry, Retry)
+        assert b.boots.waited == [seconds]
+        assert f"within {seconds:.0f} s" in retry.error
+
+
 @pytest.mark.parametrize("to", ["deploy", "disk"])
 async def test_a_boot_does_not_expire_before_its_patience_from_power_on(to):
     """Between arming and power-on a slow BMC may take all its time: medium out, medium in, boot device, power."""

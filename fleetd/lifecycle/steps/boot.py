@@ -42,11 +42,11 @@ class BootStep(Step):
     class Params(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """`to`: deploy (RAM environment) or disk. `via`: how deploy reaches the host, in place of what its SKU says.
 
-        `patience`: seconds from power-on to the phone-home.
+        `patience`: seconds from power-on to the phone-home, in place of its SKU's `boot_patience`.
         """
 
         to: Literal["deploy", "disk"]
-        patience: float = 900.0
+        patience: float | None = None
         via: BootVia | None = None
 
     def plan(self, host: Host, params: Any) -> str:
@@ -96,13 +96,19 @@ class BootStep(Step):
             if device is BootDevice.CD:
                 await self._take_out(ctx, bmc)
 
+    @staticmethod
+    def _patience(ctx: StepContext) -> float:
+        params: BootStep.Params = ctx.params
+        return ctx.sku.boot_seconds if params.patience is None else params.patience
+
     async def _start(self, ctx: StepContext, bmc: Bmc, boot: Boot, device: BootDevice) -> Outcome:
         params: BootStep.Params = ctx.params
+        patience = self._patience(ctx)
         await bmc.set_boot_once(device, timeout=DEVICE_SECONDS, uefi=ctx.sku.boot_mode == "uefi")
         ctx.power = await bmc.power(PowerVerb.ON, timeout=POWER_SECONDS)
-        await ctx.waiting(f"the host phones home from {params.to}", remedy=_LOOK, seconds=params.patience)
+        await ctx.waiting(f"the host phones home from {params.to}", remedy=_LOOK, seconds=patience)
         try:
-            met = await ctx.wires.boots.wait_hello(boot, params.patience)
+            met = await ctx.wires.boots.wait_hello(boot, patience)
         except IdentityUnproven as error:
             return fail("identity.unproven", str(error), remedy=error.remedy, action=Action.FIX_INVENTORY)
         except DeadlineExceeded as error:
@@ -113,12 +119,11 @@ class BootStep(Step):
             f"up in {params.to}, from {met.source}, as serial {met.serial}", boot=met.id, boot_id=met.boot_id
         )
 
-    @staticmethod
-    async def _absent(ctx: StepContext, error: DeadlineExceeded) -> Outcome:
+    async def _absent(self, ctx: StepContext, error: DeadlineExceeded) -> Outcome:
         """It did not come: what was seen of it on its way says where to look. Booted once more before it is a finding."""
         _, seen, diagnosis = await ctx.wires.boots.doctor(ctx.host)
         remedy = diagnosis.remedy or _LOOK
-        what = f"no phone-home from {ctx.params.to} within {ctx.params.patience:.0f} s: {diagnosis.what}"
+        what = f"no phone-home from {ctx.params.to} within {self._patience(ctx):.0f} s: {diagnosis.what}"
         missed = int(ctx.data.get("boots-missed", 0)) + 1
         if missed < TRIES:
             ctx.data["boots-missed"] = missed
@@ -146,10 +151,9 @@ class BootStep(Step):
             ctx.data["media"] = True
             log.warning("boot.media.left", host=ctx.host.name, error=str(error))
 
-    @staticmethod
-    async def _arm(ctx: StepContext, params: BootStep.Params) -> Boot | None:
+    async def _arm(self, ctx: StepContext, params: BootStep.Params) -> Boot | None:
         boots, host = ctx.wires.boots, ctx.host
-        seconds = params.patience + START_SECONDS
+        seconds = self._patience(ctx) + START_SECONDS
         if params.to == "deploy":
             return await boots.arm(host, "deploy", intent=ctx.intent, seconds=seconds)
         seed = await ctx.wires.credentials.seed(host)
