@@ -14,15 +14,15 @@ import msgspec
 
 from fleetd.drivers.bmc.capabilities import Bmc
 from fleetd.kit.clock import Clock
-from fleetd.kit.errors import Conflict, FleetError, Held, Refused, StaleClaim, Temporary
+from fleetd.kit.errors import Conflict, FleetError, StaleClaim, Temporary
 from fleetd.kit.ids import new_id
 from fleetd.kit.logs import get
-from fleetd.kit.retry import backoff
 from fleetd.kit.tasks import beside
 from fleetd.lifecycle import progress, transitions
 from fleetd.lifecycle.brakes import BrakeDesk
+from fleetd.lifecycle.destruction import permit
 from fleetd.lifecycle.hosts import proven_again
-from fleetd.lifecycle.outcome import Advance, Fail, Outcome, Retry, Rewind, Wait, finding_of, here, source_of
+from fleetd.lifecycle.outcome import Advance, Fail, Outcome, Retry, Rewind, Wait, here, of_bug, of_error, too_late
 from fleetd.lifecycle.playbook import decode_params, entry_state
 from fleetd.lifecycle.steps import registry
 from fleetd.lifecycle.steps.base import Step, StepContext, Wires
@@ -30,11 +30,11 @@ from fleetd.model.boot import Claim
 from fleetd.model.check import Finding
 from fleetd.model.event import Event
 from fleetd.model.host import Host, LastOutcome, State, WaitingFor
-from fleetd.model.lease import Lease, LeaseState
+from fleetd.model.lease import Lease
 from fleetd.model.run import Run, RunHost, RunHostState, RunState, StepRecord
 from fleetd.model.sku import Sku
 from fleetd.store import certificates as certificate_rows
-from fleetd.store import claims, events
+from fleetd.store import events
 from fleetd.store import hosts as host_rows
 from fleetd.store import inventory as inventory_rows
 from fleetd.store import leases as lease_rows
@@ -43,7 +43,6 @@ from fleetd.store.database import Database, Op
 
 log = get("drive")
 MAX_REWINDS = 3
-_DESTRUCTIBLE = frozenset({State.PREPARING, State.RECLAIMING, State.DELIVERING})
 
 
 class Surroundings(Protocol):
@@ -168,41 +167,18 @@ class Drive:
                     return found
                 return await step.do(ctx)
         except TimeoutError:
-            finding = Finding(
-                code="FLT-1003",
-                message=f"{step.name} did not finish in {max(0.0, self._clock.wall() - since):.0f} s"
-                + (f"; last told: {self._told}" if self._told else ""),
-                remedy=f"fleetctl host why {self.host.name}; then `fleetctl host release {self.host.name}` to try again"
-                + ("; what moved, but too slowly, will again: replace that part" if self._told else ""),
-            )
-            return Fail(finding=finding, source=here())
+            return too_late(step.name, self.host.name, max(0.0, self._clock.wall() - since), self._told)
         except StaleClaim:
             raise
-        except Held as error:
-            return Wait(
-                what=error.what,
-                remedy=error.remedy,
-                until=self.host.deadline or self._clock.wall() + 3600.0,
-                source=here(),
-            )
-        except Temporary as error:
-            await self._drop_bmc()  # the next try opens a new session
-            if self.place.attempt >= step.attempts:
-                return Fail(finding=finding_of(error), source=source_of(error))
-            after = (
-                error.retry_after if error.retry_after is not None else backoff(self.place.attempt, first=0.5, cap=20.0)
-            )
-            return Retry(error=str(error), code=error.code, remedy=error.remedy, after=after, source=source_of(error))
         except FleetError as error:
-            return Fail(finding=finding_of(error), source=source_of(error))
+            until = self.host.deadline or self._clock.wall() + 3600.0
+            outcome = of_error(error, attempt=self.place.attempt, attempts=step.attempts, until=until)
+            if isinstance(error, Temporary) and not isinstance(outcome, Wait):
+                await self._drop_bmc()  # the next try opens a new session
+            return outcome
         except Exception as error:
             log.exception("step.bug", host=self.host.name, step=step.name)
-            finding = Finding(
-                code="FLT-0001",
-                message=f"{step.name} met a bug of fleetd: {type(error).__name__}: {error}"[:500],
-                remedy="report it with `journalctl -u fleetd`; `fleetctl host release` tries again",
-            )
-            return Fail(finding=finding, source=source_of(error))
+            return of_bug(error, step.name)
 
     # --- writing -------------------------------------------------------------------------------------------------------
 
@@ -543,38 +519,15 @@ class Drive:
             await self._write(lambda host: msgspec.structs.replace(host, deadline=deadline), [])
 
     async def _guard(self, seconds: float) -> None:
-        """Right before a destructive call: read claim, state, lease and brakes again, and outlast the call with the claim.
-
-        Raises:
-            StaleClaim: another owner has the host.
-            Held: a brake went on.
-            Refused: the run was cancelled, or the host is not in a state, or under a lease, in which its data may be destroyed.
-        """
-        now = self._clock.wall()
-        current = await claims.current(self._db, self.host.id)
-        if current is None or current.token != self.claim.token or current.owner != self.claim.owner:
-            raise StaleClaim(f"the claim on host {self.host.name} was lost")
-        ttl = seconds + 60.0  # the claim must outlast the call
-        await self._db.commit([claims.renew(self.claim, now=now, ttl=ttl)])
-        self.engine.extended(msgspec.structs.replace(self.claim, expires=now + ttl))
-        host = await host_rows.get(self._db, self.host.id)
-        lease = await lease_rows.of_host(self._db, self.host.id)
-        run = await run_rows.get(self._db, self.run.id)
-        forbidden = {
-            f"it is {host.state}": host.state not in _DESTRUCTIBLE,
-            "a person has it in maintenance": host.status.maintenance is not None,
-            f"lease {lease.id if lease else ''} was handed over": lease is not None
-            and lease.state is LeaseState.ACTIVE,
-            f"run {run.id} was cancelled": run.state is RunState.CANCELLED,
-        }
-        if why := [reason for reason, holds in forbidden.items() if holds]:
-            raise Refused(
-                f"the data of host {host.name} may not be destroyed now",
-                why="; ".join(why),
-                remedy=f"fleetctl host release {host.name}, when that is over",
+        """Right before a destructive call of so many seconds. Raises what `permit` raises."""
+        self.engine.extended(
+            await permit(
+                *(self._db, self.engine.brakes, self.host, self.claim),
+                run=self.run.id,
+                now=self._clock.wall(),
+                seconds=seconds,
             )
-        if (reason := await self.engine.brakes.blocked(host)) is not None:
-            raise Held(f"the freeze to be lifted: {reason}")
+        )
 
 
 def _waits(host: Host, waiting: WaitingFor) -> Host:

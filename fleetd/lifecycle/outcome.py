@@ -8,7 +8,8 @@ from typing import Any
 
 import msgspec
 
-from fleetd.kit.errors import FleetError
+from fleetd.kit.errors import FleetError, Held, Temporary
+from fleetd.kit.retry import backoff
 from fleetd.model.check import Action, Finding
 
 _ROOT = Path(__file__).resolve().parents[2]
@@ -112,3 +113,37 @@ def source_of(error: BaseException) -> str:
             place = f"{path.relative_to(_ROOT)}:{trace.tb_lineno}"
         trace = trace.tb_next
     return place
+
+
+# --- what went wrong in a step, as its answer ---------------------------------------------------------------------------
+
+
+def of_error(error: FleetError, *, attempt: int, attempts: int, until: float) -> Outcome:
+    """Held waits until `until` (wall seconds); Temporary is tried again while it has tries left; all else is a finding."""
+    if isinstance(error, Held):
+        return Wait(what=error.what, remedy=error.remedy, until=until, source=source_of(error))
+    if isinstance(error, Temporary) and attempt < attempts:
+        after = backoff(attempt, first=0.5, cap=20.0) if error.retry_after is None else error.retry_after
+        return Retry(error=str(error), code=error.code, remedy=error.remedy, after=after, source=source_of(error))
+    return Fail(finding=finding_of(error), source=source_of(error))
+
+
+def of_bug(error: Exception, step: str) -> Fail:
+    """An exception that no step should let out. The host is kept out; the fault is ours."""
+    finding = Finding(
+        code="FLT-0001",
+        message=f"{step} met a bug of fleetd: {type(error).__name__}: {error}"[:500],
+        remedy="report it with `journalctl -u fleetd`; `fleetctl host release` tries again",
+    )
+    return Fail(finding=finding, source=source_of(error))
+
+
+def too_late(step: str, host: str, seconds: float, told: str) -> Fail:
+    """The deadline passed. `told`: the newest line of progress; what moved until then was slow, and not stuck."""
+    finding = Finding(
+        code="FLT-1003",
+        message=f"{step} did not finish in {seconds:.0f} s" + (f"; last told: {told}" if told else ""),
+        remedy=f"fleetctl host why {host}; then `fleetctl host release {host}` to try again"
+        + ("; what moved, but too slowly, will again: replace that part" if told else ""),
+    )
+    return Fail(finding=finding, source=here())
