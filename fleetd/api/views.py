@@ -9,6 +9,7 @@ import msgspec
 
 from fleetd.kit.clock import rfc3339
 from fleetd.lifecycle.boottrail import Diagnosis, Entry
+from fleetd.lifecycle.leases import LeasePlan
 from fleetd.model.boot import Boot
 from fleetd.model.bootresource import BootDoctorView, ImageView, OpenBootView, SightingView, SignatureView
 from fleetd.model.check import Finding
@@ -27,6 +28,7 @@ from fleetd.model.resource import (
     HostSpecView,
     HostView,
     LeasedHost,
+    LeasePlanView,
     LeaseView,
     MaintenanceView,
     PlaybookView,
@@ -208,6 +210,19 @@ def lease(value: Lease, names: dict[str, str]) -> LeaseView:
         token=value.token,
         principal=value.principal,
         version=value.version,
+    )
+
+
+def lease_plan(value: LeasePlan) -> LeasePlanView:
+    """What a lease would get."""
+    asked = value.request
+    return LeasePlanView(
+        tenant=asked.tenant,
+        sku=asked.sku,
+        count=asked.count,
+        image=asked.image or "",
+        ends=when(value.ends),
+        hosts=[LeasedHost(id=host.id, name=host.name) for host in value.hosts],
     )
 
 

@@ -65,7 +65,7 @@ def _public(path: str) -> str:
 @click.option("--image", help="Another image than the SKU's.")
 @click.option("--ssh-key", "keys", multiple=True, metavar="FILE", help="A public key file; may be given again.")
 @click.option("--user-data", metavar="FILE", help="cloud-init user data.")
-@click.option("--dry-run", is_flag=True, help="Say how much is free, and lease nothing.")
+@click.option("--dry-run", is_flag=True, help="Say which hosts it would be now, and lease none.")
 @click.option("--wait", is_flag=True, help="Return when the hosts are handed over.")
 @duration_option("--timeout", default="90m", show_default=True, help="With --wait: how long.")
 @output_option
@@ -90,7 +90,9 @@ def create(
     if user_data is not None:
         request["user_data"] = _read(user_data)
     if dry_run:
-        _free(hand, asked)
+        planned = hand.fleet.plan_lease(request)
+        emit(hand, planned.raw, planned.value.hosts, [Column("NAME", lambda r: r.name)], lambda r: r.name)
+        say(f"until {planned.value.ends}, with {planned.value.image}; dry run: nothing was leased")
         return
     made = hand.fleet.create_lease(request)
     if wait:
@@ -101,17 +103,6 @@ def create(
         raise Done(Exit.VERDICT)
     if made.value.state == "delivering":
         say(f"handing over; look: fleetctl lease show {made.value.id}")
-
-
-def _free(hand: Hand, asked: dict[str, Any]) -> None:
-    rows = hand.fleet.capacity(asked["sku"], asked["site"], False).items
-    free = sum(row.leaseable for row in rows)
-    say(f"{asked['count']} of {asked['sku']} asked, {free} leaseable; dry run: nothing was leased")
-    if free < asked["count"]:
-        reasons = [f"{count}: {why}" for row in rows for why, count in row.reasons.items()]
-        for reason in reasons:
-            say(f"  {reason}")
-        raise Done(Exit.CONFLICT)
 
 
 def _handed_over(hand: Hand, lease_id: str, timeout: float) -> Any:

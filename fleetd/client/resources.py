@@ -228,6 +228,9 @@ class Fleet:
     def create_lease(self, request: dict[str, Any]) -> Document[r.LeaseView]:
         return self.post("/v1/leases", r.LeaseView, request)
 
+    def plan_lease(self, request: dict[str, Any]) -> Document[r.LeasePlanView]:
+        return self.post("/v1/leases", r.LeasePlanView, {**request, "dry_run": True})
+
     def extend(self, lease_id: str, ends_at: str) -> Document[r.LeaseView]:
         return self.post(f"/v1/leases/{segment(lease_id)}/extend", r.LeaseView, {"ends_at": ends_at})
 

@@ -16,6 +16,7 @@ from fleetd.daemon.systemd import Notifier
 from fleetd.daemon.wiring import House, build_house
 from fleetd.kit import logs
 from fleetd.kit.errors import FleetError
+from fleetd.lifecycle.dark import keep_dark
 
 log = logs.get("daemon")
 SHOWN = 8  # names in one line of the log
@@ -79,8 +80,9 @@ async def _with_house(loaded: Loaded, house: House, notifier: Notifier, stopping
                 boot=loaded.config.boot.listen,
             )
             beat = group.create_task(_heartbeat(house, notifier), name="heartbeat")
-            dark = group.create_task(house.services.leases.keep_dark(), name="keep-dark")
-            await _tell_of_images(house)
+            desks = house.services
+            dark = group.create_task(keep_dark(desks.db, desks.clock, desks.hosts), name="keep-dark")
+            telling = group.create_task(_tell_of_images(house), name="tell-of-images")
             await stopping.wait()
             notifier.say(STOPPING=1, STATUS="parking work at safe points")
             log.info("parking", hosts=engine.working)
@@ -89,6 +91,7 @@ async def _with_house(loaded: Loaded, house: House, notifier: Notifier, stopping
             api_stop.set()
             beat.cancel()
             dark.cancel()
+            telling.cancel()
     finally:
         if house.desk is not None:
             await house.desk.stop()

@@ -17,7 +17,6 @@ from fleetd.kit.errors import Busy, Conflict, Denied, FleetError, NotFound
 from fleetd.kit.ids import new_id
 from fleetd.kit.logs import get
 from fleetd.kit.retry import backoff
-from fleetd.kit.tasks import gather_bounded
 from fleetd.lifecycle.blockers import Blocker
 from fleetd.lifecycle.brakes import BrakeDesk, ClockBrake, MassBrake
 from fleetd.lifecycle.hosts import HostDesk, host_event, moved
@@ -28,7 +27,6 @@ from fleetd.model.event import Event
 from fleetd.model.host import Host, State
 from fleetd.model.lease import Lease, LeaseRequest, LeaseState
 from fleetd.model.playbook import Playbook
-from fleetd.model.power import PowerState, PowerVerb
 from fleetd.model.run import Run, RunHost, RunHostState
 from fleetd.model.sku import Sku
 from fleetd.store import access, events, inventory
@@ -44,7 +42,6 @@ RECLAIM = "reclaim"
 SYSTEM = Principal(name="fleetd", role=Role.ADMIN)
 RACES = 5
 LOOK_EVERY = 5.0  # seconds between full looks, however often the engine ticks
-DARK_EVERY = 10.0
 REMINDERS = (86_400.0, 3600.0)  # seconds before the end
 LOOKED = "lease.looked"
 EXPIRED = "expired"
@@ -71,6 +68,14 @@ class NewRun(Protocol):
         selector: str,
         lease: str | None = None,
     ) -> tuple[Run, list[Op]]: ...
+
+
+class LeasePlan(msgspec.Struct, frozen=True, kw_only=True):
+    """Which hosts a lease would get now; `ends` in wall seconds."""
+
+    request: LeaseRequest
+    ends: float
+    hosts: tuple[Host, ...]
 
 
 class LeaseDesk:
@@ -120,16 +125,7 @@ class LeaseDesk:
             Busy: other daemons took the chosen hosts five times in a row.
             Denied: a tenant asked in another's name.
         """
-        self._own(request.tenant, who)
-        sku = await inventory.sku(self._db, request.sku)
-        known = await (self._images or self._of_skus)()
-        ends = check_request(request, self._clock.wall(), lambda name: name in known)
-        if request.site is not None and request.site not in (sites := await inventory.sites(self._db)):
-            raise NotFound(
-                f"there is no site `{request.site[:80]}`", why=f"sites: {', '.join(sorted(sites)) or 'none'}"
-            )
-        if request.image is None:
-            request = msgspec.structs.replace(request, image=sku.image)
+        request, ends = await self._judged(request, who)
         async with self._claiming:
             for attempt in range(1, RACES + 1):
                 chosen = await self._choose(request)
@@ -146,6 +142,11 @@ class LeaseDesk:
             remedy="ask again; the request itself is fine",
             retry_after=1.0,
         )
+
+    async def plan(self, request: LeaseRequest, *, who: Principal) -> LeasePlan:
+        """What `create` would do now; nothing is claimed. Raises what `create` raises, but never Busy."""
+        request, ends = await self._judged(request, who)
+        return LeasePlan(request=request, ends=ends, hosts=tuple(await self._choose(request)))
 
     async def get(self, lease_id: str) -> Lease:
         """Raises NotFound."""
@@ -204,6 +205,20 @@ class LeaseDesk:
             return await rows.get(self._db, lease.id)
 
     # --- the claim ------------------------------------------------------------------------------------------------
+
+    async def _judged(self, request: LeaseRequest, who: Principal) -> tuple[LeaseRequest, float]:
+        """The request with the image that it means, and its end in wall seconds."""
+        self._own(request.tenant, who)
+        sku = await inventory.sku(self._db, request.sku)
+        known = await (self._images or self._of_skus)()
+        ends = check_request(request, self._clock.wall(), lambda name: name in known)
+        if request.site is not None and request.site not in (sites := await inventory.sites(self._db)):
+            raise NotFound(
+                f"there is no site `{request.site[:80]}`", why=f"sites: {', '.join(sorted(sites)) or 'none'}"
+            )
+        if request.image is None:
+            request = msgspec.structs.replace(request, image=sku.image)
+        return request, ends
 
     async def _choose(self, request: LeaseRequest) -> list[Host]:
         await self._brakes.frozen()
@@ -301,32 +316,6 @@ class LeaseDesk:
                     await self._advance(lease, now, bound[lease.id])
                 except FleetError as error:
                     log.info("lease.later", lease=lease.id, why=str(error))  # the next look tries again
-
-    async def keep_dark(self) -> None:
-        """Forever: hosts of ended leases that wait for their wipe are powered off, again if need be. Run as a task."""
-        while True:
-            try:
-                await self.darken()
-            except FleetError as error:
-                log.warning("lease.dark", why=str(error))  # the ledger did not answer: the next round asks again
-            await self._clock.sleep(DARK_EVERY)
-
-    async def darken(self) -> int:
-        """One round of that. Returns how many hosts were tried; a deaf BMC is tried again next round."""
-        lit = [
-            host
-            for lease in await rows.every(self._db, state=LeaseState.ENDING)
-            for host in await self._bound(lease)
-            if host.state is State.LEASED and host.run is None and host.status.power is not PowerState.OFF
-        ]
-
-        def off(host: Host) -> Callable[[], Any]:
-            return lambda: self._hosts.power(host.id, PowerVerb.OFF, who=SYSTEM)
-
-        for host, result in zip(lit, await gather_bounded([off(h) for h in lit], width=32), strict=True):
-            if isinstance(result, Exception):
-                log.warning("lease.power-off", host=host.name, why=str(result))
-        return len(lit)
 
     async def _settle_all(self) -> None:
         """Once after a start: maintenance whose moment passed while nobody looked takes effect now."""

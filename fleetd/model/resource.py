@@ -11,7 +11,7 @@ import msgspec
 
 from fleetd.model.check import Finding
 from fleetd.model.host import Classification
-from fleetd.model.lease import Placement
+from fleetd.model.lease import LeaseRequest, Placement
 
 T = TypeVar("T")
 
@@ -257,6 +257,17 @@ class LeaseView(msgspec.Struct, frozen=True, kw_only=True):
     version: int
 
 
+class LeasePlanView(msgspec.Struct, frozen=True, kw_only=True):
+    """A dry run: these hosts it would be now; nothing was claimed."""
+
+    tenant: str
+    sku: str
+    count: int
+    image: str
+    ends: str
+    hosts: list[LeasedHost]
+
+
 class CapacityView(msgspec.Struct, frozen=True, kw_only=True):
     """How much of a SKU there is at one place, and why the rest is not leaseable (reason: count of hosts)."""
 
@@ -488,6 +499,12 @@ class RunOrder(_Order, frozen=True, kw_only=True):
 
     playbook: str
     hosts: str
+    dry_run: bool = False
+
+
+class LeaseOrder(LeaseRequest, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Lease hosts; with `dry_run` only say which it would be now."""
+
     dry_run: bool = False
 
 

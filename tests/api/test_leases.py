@@ -54,6 +54,26 @@ def test_life_of_a_lease(daemon: House) -> None:
     assert released.json()["state"] in ("ending", "ended")
 
 
+def test_a_dry_run_claims_nothing_and_refuses_what_a_lease_refuses(daemon: House) -> None:
+    leases = daemon.get("/v1/leases").json()["items"]
+    before = daemon.get("/v1/events/list", params={"limit": 1000}).json()["items"][-1]["seq"]
+    planned = daemon.post("/v1/leases", asks(count=2, dry_run=True), token="acme")
+    assert planned.status_code == 200, planned.text
+    named = [host["name"] for host in planned.json()["hosts"]]
+    assert len(named) == 2
+    assert {daemon.get(f"/v1/hosts/{name}").json()["state"] for name in named} == {"available"}
+    assert planned.json()["image"], "the SKU's"
+    for wrong in ({"ssh_keys": ["ssh-ed25519 AAAA"]}, {"user_data": "a\0"}, {"image": "none-such"}, {"count": 99}):
+        dry = daemon.post("/v1/leases", asks(**wrong, dry_run=True), token="acme")
+        real = daemon.post("/v1/leases", asks(**wrong), token="acme")
+        assert (dry.status_code, dry.json()["code"]) == (real.status_code, real.json()["code"])
+        assert dry.status_code >= 400
+    assert daemon.post("/v1/leases", asks("globex", dry_run=True), token="acme").status_code == 403
+    assert daemon.get("/v1/leases").json()["items"] == leases
+    kinds = {event["kind"] for event in daemon.get("/v1/events/list", params={"after": before}).json()["items"]}
+    assert not {kind for kind in kinds if kind.startswith(("lease.", "host."))}, kinds
+
+
 def test_a_tenant_leases_for_itself_only(daemon: House) -> None:
     answer = daemon.post("/v1/leases", asks("acme"), token="globex")
     assert (answer.status_code, answer.json()["where"]) == (403, "tenant")

@@ -152,7 +152,17 @@ def test_leases(daemon: House, tmp_path: Path) -> None:
     words = ["--tenant", "acme", "--sku", H100, "--ends", "2d", "--ssh-key", str(key)]
     dry = hand(daemon, "lease", "create", *words, "--count", "50", "--dry-run")
     assert dry.code == 6
-    assert "4 leaseable" in dry.err
+    assert "why: " in dry.err
+    planned = hand(daemon, "lease", "create", *words, "--count", "2", "--dry-run", "-o", "json")
+    assert planned.code == 0
+    assert len(planned.json["hosts"]) == planned.json["count"] == 2
+    named = hand(daemon, "lease", "create", *words, "--dry-run", "-o", "name")
+    assert named.out.split() == [host["name"] for host in planned.json["hosts"][:1]]
+    key.write_text(KEY.replace("AAAA", "AAAB") + "\n")
+    bad = hand(daemon, "lease", "create", *words, "--dry-run")
+    assert (bad.code, "the SSH key is damaged" in bad.err) == (2, True)
+    key.write_text(KEY + "\n")
+    assert hand(daemon, "lease", "list", "-o", "name").out == ""
     much = hand(daemon, "lease", "create", *words, "--count", "50")
     assert much.code == 6
     assert "why: " in much.err

@@ -12,6 +12,7 @@ import pytest
 from fleetd.drivers.bmc.capabilities import Bmc
 from fleetd.kit.errors import Ambiguous, Conflict, Invalid, NotFound, Refused, Unreachable
 from fleetd.lifecycle.blockers import Blocker, tally
+from fleetd.lifecycle.dark import darken
 from fleetd.model.check import Finding
 from fleetd.model.host import Host, State
 from fleetd.model.power import BootDevice, PowerState, PowerVerb
@@ -148,9 +149,9 @@ async def test_the_hosts_of_an_ended_lease_are_powered_off(fleet: Fleet) -> None
         lease = await fleet.hand_over(await fleet.claim(1, days=1))
         await fleet.hosts.power(lease.hosts[0], PowerVerb.ON, who=WHO)
         await fleet.leases.look(fleet.clock.go(86_401))
-        assert await fleet.leases.darken() == 1
+        assert await darken(fleet.db, fleet.hosts) == 1
         assert bmc.host.power_state is PowerState.OFF
-        assert await fleet.leases.darken() == 0
+        assert await darken(fleet.db, fleet.hosts) == 0
         with pytest.raises(Refused):
             await fleet.hosts.power(lease.hosts[0], PowerVerb.CYCLE, who=WHO)
 

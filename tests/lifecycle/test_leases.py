@@ -13,6 +13,7 @@ import pytest
 from fleetd.kit.clock import SystemClock, parse_rfc3339, rfc3339
 from fleetd.kit.errors import Conflict, FleetError, Invalid, Refused
 from fleetd.lifecycle.brakes import Limits
+from fleetd.lifecycle.dark import darken
 from fleetd.model.check import Finding
 from fleetd.model.host import Alert, Classification, State
 from fleetd.model.lease import Lease, LeaseState
@@ -297,8 +298,8 @@ async def test_expiry_powers_off_waits_the_grace_then_wipes(fleet: Fleet) -> Non
     lease = await fleet.leases.get(lease.id)
     assert (lease.state, lease.reason) == (LeaseState.ENDING, "expired")
     assert lease.reclaim_at == fleet.clock.wall() + 86_400
-    assert await fleet.leases.darken() == 1, "its BMC is asked, and asked again while it does not answer"
-    assert await fleet.leases.darken() == 1
+    assert await darken(fleet.db, fleet.hosts) == 1, "its BMC is asked, and asked again while it does not answer"
+    assert await darken(fleet.db, fleet.hosts) == 1
     with pytest.raises(Refused, match="power on refused"):
         await fleet.hosts.power(lease.hosts[0], PowerVerb.ON, who=WHO)
     assert (await host_rows.get(fleet.db, lease.hosts[0])).state is State.LEASED

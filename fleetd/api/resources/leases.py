@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 from litestar import Request, Response, get, post
+from litestar.openapi.datastructures import ResponseSpec
 from litestar.params import JSONBody, QueryParameter
 from litestar.status_codes import HTTP_200_OK, HTTP_201_CREATED
 
@@ -15,7 +16,7 @@ from fleetd.api.state import Desks, desks
 from fleetd.kit.errors import Denied, NotFound
 from fleetd.model.access import Role
 from fleetd.model.lease import Lease, LeaseRequest
-from fleetd.model.resource import ExtendOrder, LeaseView, Page, ReleaseOrder
+from fleetd.model.resource import ExtendOrder, LeaseOrder, LeasePlanView, LeaseView, Page, ReleaseOrder
 from fleetd.store import hosts as host_rows
 
 Req = Request[Any, Any, Any]
@@ -30,7 +31,7 @@ async def _names(state: Desks, leases: list[Lease]) -> dict[str, str]:
     return {h.id: h.name for h in await host_rows.every(state.services.db) if h.id in wanted} if wanted else {}
 
 
-async def _answer(state: Desks, lease: Lease, status: int = HTTP_200_OK) -> Response[LeaseView]:
+async def _answer(state: Desks, lease: Lease, status: int = HTTP_200_OK) -> Response[Any]:
     headers = {"ETag": etag(lease.version)}
     if status == HTTP_201_CREATED:
         headers["Location"] = f"/v1/leases/{lease.id}"
@@ -64,13 +65,25 @@ async def list_leases(
     return Page(items=[views.lease(lease, names) for lease in page], next=following)
 
 
-@post("/v1/leases", status_code=HTTP_201_CREATED, guards=[auth.tenant_write], opt={"max_body": MAX_BODY})
-async def create_lease(request: Req, data: JSONBody[LeaseRequest]) -> Response[LeaseView]:
-    """Claim hosts, all or none. The answer names them; hand-over goes on (`state` delivering, then active)."""
+@post(
+    "/v1/leases",
+    status_code=HTTP_201_CREATED,
+    guards=[auth.tenant_write],
+    opt={"max_body": MAX_BODY},
+    responses={HTTP_200_OK: ResponseSpec(LeasePlanView, description="A dry run.", generate_examples=False)},
+)
+async def create_lease(request: Req, data: JSONBody[LeaseOrder]) -> Response[LeaseView | LeasePlanView]:
+    """Claim hosts, all or none. The answer names them; hand-over goes on (`state` delivering, then active).
+
+    With `dry_run`: 200 and the hosts it would be now, or the same refusal; nothing is claimed.
+    """
     state, who = desks(request), request.user
     if who.role is Role.TENANT and data.tenant != who.tenant:
         raise Denied(f"{who.name} leases for {who.tenant} only", where="tenant")
-    return await _answer(state, await state.services.leases.create(data, who=who), HTTP_201_CREATED)
+    asked = LeaseRequest(**{field: getattr(data, field) for field in LeaseRequest.__struct_fields__})
+    if data.dry_run:
+        return Response(views.lease_plan(await state.services.leases.plan(asked, who=who)), status_code=HTTP_200_OK)
+    return await _answer(state, await state.services.leases.create(asked, who=who), HTTP_201_CREATED)
 
 
 @get("/v1/leases/{lease_id:str}", guards=[auth.tenant])
