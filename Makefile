@@ -39,8 +39,9 @@ $(PEERS)/.installed: requirements/peers.lock
 test-peers: $(STAMP) $(PEERS)/.installed ## tests against programs nobody here wrote (packages: requirements/peers.apt)
 	$(BIN)/python -m pytest -q -m "peers and not e2e"
 
-e2e: $(STAMP) $(PEERS)/.installed ## two QEMU machines from registered to leased and back, nothing simulated (root, Debian)
+e2e: ## two QEMU machines from registered to leased and back, nothing simulated (root, Debian)
 	requirements/apt-install requirements/peers.apt requirements/e2e.apt
+	@$(MAKE) --no-print-directory $(STAMP) $(PEERS)/.installed
 	$(BIN)/python -m pytest -q -s -m e2e tests/e2e tests/deploy
 
 lint: $(STAMP) ## ruff, mypy --strict, and the contracts of the rooms
@@ -56,7 +57,7 @@ format: $(STAMP) ## let ruff write what it can
 bench: $(STAMP) ## measure, and print ratios against the peers of the same run
 	$(BIN)/python -m tests.bench
 
-bench-imaging: $(STAMP) ## image serving against nginx, a crowd under admission, and the writer (needs nginx, curl, zstd)
+bench-imaging: $(STAMP) ## image serving against nginx, a crowd under admission, and the writer (packages: requirements/bench.apt)
 	$(BIN)/python -m tests.bench imaging_serve imaging_writer
 
 deploy-image: ## kernel, initrd, ISO and network loaders of the deploy environment (FLAVOUR=mini|product, OUT=build/deploy)

@@ -43,6 +43,7 @@ from fleetd.store.database import Database, Op
 
 log = get("drive")
 MAX_REWINDS = 3
+UNDO_SECONDS = 240.0  # a step that failed takes back what it can in this time; the finding does not wait longer
 
 
 class Surroundings(Protocol):
@@ -180,6 +181,16 @@ class Drive:
             log.exception("step.bug", host=self.host.name, step=step.name)
             return of_bug(error, step.name)
 
+    async def _undo(self, step: Step, ctx: StepContext) -> None:
+        """What the step can take back. When it cannot, the finding of the step stands all the same, and the log says it."""
+        try:
+            async with asyncio.timeout(UNDO_SECONDS):
+                await step.undo(ctx)
+        except StaleClaim:
+            raise
+        except (FleetError, TimeoutError) as error:
+            log.warning("step.undo", host=self.host.name, step=step.name, error=str(error) or "out of time")
+
     # --- writing -------------------------------------------------------------------------------------------------------
 
     async def _write(self, change: Callable[[Host], Host], ops: list[Op]) -> None:
@@ -270,6 +281,7 @@ class Drive:
             await self._rewound(step, ctx, record, outcome, resumed)
         else:
             assert isinstance(outcome, Fail)
+            await self._undo(step, ctx)
             await self._failed(step, ctx, record, outcome)
 
     async def _advanced(self, step: Step, ctx: StepContext, record: StepRecord, outcome: Advance) -> None:

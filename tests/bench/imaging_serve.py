@@ -7,6 +7,7 @@ the kernel counts it. Loopback charges part of the receiver's work to the sender
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import os
 import random
@@ -29,9 +30,12 @@ from tests.world import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 MIB = 1024 * 1024
+AIM = 80  # % of nginx per CPU second
 LARGE, FETCHES, AT_ONCE = 512 * MIB, 16, 4  # 8 GiB a round
 HOSTS, RACKS, SERVER, RACK = 200, 10, 16, 4
 SMALL, PIECE, PAUSE = 24 * MIB, MIB, 0.1  # a host that writes 10 MiB/s
+FAIR = 1.5 * HOSTS / SERVER * SMALL / PIECE * PAUSE  # seconds until the last one's turn, with room for what others cost
+PATIENCE = 4
 
 
 class Desk:
@@ -119,31 +123,25 @@ def nginx(folder: Path, port: int) -> subprocess.Popen[bytes]:
 async def against_nginx(folder: Path, digest: str, port: int, pid: int) -> None:
     print(f"  {FETCHES} fetches of {LARGE // MIB} MiB, {AT_ONCE} at once; server CPU only")
     found: dict[str, list[tuple[float, float]]] = {"fleetd boot": [], "nginx": []}
-    peer = None
-    if shutil.which("nginx") is not None:
-        peer_port = free_port()
-        peer = nginx(folder, peer_port)
+    peer_port = free_port()
+    peer = nginx(folder, peer_port)
+    try:
         await listening(peer_port)
         workers = [int(p) for p in Path(f"/proc/{peer.pid}/task/{peer.pid}/children").read_text().split()]
-    else:
-        print("  nginx                  not installed")
-    try:
         for _ in range(2):
-            if peer is not None:
-                found["nginx"].append(await round_of(f"http://127.0.0.1:{peer_port}/images/{digest}", workers))
+            found["nginx"].append(await round_of(f"http://127.0.0.1:{peer_port}/images/{digest}", workers))
             url = f"http://127.0.0.1:{port}/images/{digest}?ticket=bench-host-in-rack0"
             found["fleetd boot"].append(await round_of(url, [pid]))
     finally:
-        if peer is not None:
-            peer.terminate()
-            peer.wait()
-    best = {name: min(rounds) for name, rounds in found.items() if rounds}
+        peer.terminate()
+        peer.wait()
+    best = {name: min(rounds) for name, rounds in found.items()}
     for name, (cpu, wall) in best.items():
         print(f"  {name:<22} {cpu:.3f} CPU s/GiB  {1 / cpu:6.1f} GiB per CPU s  ({wall:.1f} GiB/s by the clock)")
-    if "nginx" in best:
-        print(
-            f"  against nginx          {100 * best['nginx'][0] / best['fleetd boot'][0]:.0f} % per CPU second (80 % is the aim)"
-        )
+    share = 100 * best["nginx"][0] / best["fleetd boot"][0]
+    print(
+        f"  against nginx          {share:.0f} % per CPU second; the aim of {AIM} % is {'met' if share >= AIM else 'MISSED'}"
+    )
 
 
 async def crowd(port: int, digest: str) -> None:
@@ -153,6 +151,11 @@ async def crowd(port: int, digest: str) -> None:
     told = 0
 
     async def one(session: aiohttp.ClientSession, n: int) -> None:
+        with contextlib.suppress(TimeoutError):  # then its wait is missing, and it counts as starved
+            async with asyncio.timeout(PATIENCE * FAIR):
+                await fetch(session, n)
+
+    async def fetch(session: aiohttp.ClientSession, n: int) -> None:
         nonlocal told
         url = f"http://127.0.0.1:{port}/images/{digest}?ticket=crowd-host-{n:03}-in-rack{n % RACKS}"
         while True:
@@ -161,12 +164,13 @@ async def crowd(port: int, digest: str) -> None:
                     told += 1
                     await asyncio.sleep(float(answer.headers["Retry-After"]))
                     continue
-                waits[url] = time.monotonic() - began
+                first = time.monotonic() - began
                 got = 0
                 while piece := await answer.content.read(PIECE):
                     got += len(piece)
                     await asyncio.sleep(PAUSE * len(piece) / PIECE)
                 assert got == SMALL
+                waits[url] = first
                 return
 
     connector = aiohttp.TCPConnector(limit=0, force_close=True)
@@ -184,8 +188,10 @@ async def crowd(port: int, digest: str) -> None:
         f"  wait for the first byte: first {order[0]:.1f} s, median {statistics.median(order):.1f} s, last {order[-1]:.1f} s;"
         f" all done after {time.monotonic() - began:.1f} s"
     )
-    starved = HOSTS - len(waits)
-    print(f"  told to come again     {told} times; starved: {starved or 'none'}")
+    starved = HOSTS - sum(wait <= FAIR for wait in order)
+    print(
+        f"  told to come again     {told} times; first byte later than a fair {FAIR:.0f} s, or never: {starved or 'none'}"
+    )
 
 
 async def measure(folder: Path) -> None:
@@ -213,5 +219,10 @@ async def measure(folder: Path) -> None:
 
 
 def main() -> None:
+    if missing := [
+        name for name in ("nginx", "curl") if shutil.which(name, path=os.environ.get("PATH", "") + ":/usr/sbin") is None
+    ]:
+        print(f"  NOT MEASURED: {' and '.join(missing)} missing; requirements/apt-install requirements/bench.apt")
+        return
     with tempfile.TemporaryDirectory(prefix="fleetd-bench-") as folder:
         asyncio.run(measure(Path(folder)))

@@ -181,7 +181,7 @@ def show(found: dict[str, Any]) -> None:
 def main() -> None:
     """FLEETD_BENCH_MIB: size of the disk; FLEETD_BENCH_DIR: a folder on the storage to measure."""
     if shutil.which("zstd") is None:
-        print("zstd is not installed: nothing to compare with")
+        print("  NOT MEASURED: zstd missing; requirements/apt-install requirements/bench.apt")
         return
     length = int(os.environ.get("FLEETD_BENCH_MIB", "512")) * MIB
     with tempfile.TemporaryDirectory(dir=os.environ.get("FLEETD_BENCH_DIR")) as folder:

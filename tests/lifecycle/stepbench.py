@@ -210,8 +210,10 @@ class Bench:
         self, step: Step, shell: FakeShell | dict[str, Any], params: dict[str, Any] | None = None
     ) -> tuple[Outcome, StepContext]:
         ctx = self.context(step, shell if isinstance(shell, FakeShell) else FakeShell(shell), params)
-        outcome = await step.do(ctx)
-        self.data = ctx.data
+        try:
+            outcome = await step.do(ctx)
+        finally:
+            self.data = ctx.data  # the engine keeps it with every outcome, an error's too
         if ctx.ops:
             await self.fleet.db.commit(ctx.ops)
         return outcome, ctx

@@ -10,6 +10,7 @@ import pytest
 from fleetd.drivers.boot.capabilities import Hello
 from fleetd.kit.errors import Conflict, Denied, IdentityUnproven, StaleClaim, Unreachable
 from fleetd.lifecycle import drive
+from fleetd.lifecycle.steps.base import Step, StepContext
 from fleetd.model.host import State
 from fleetd.model.lease import LeaseRequest, LeaseState
 from fleetd.model.power import PowerVerb
@@ -59,6 +60,26 @@ async def test_a_spent_budget_stops_the_run_and_holds_the_rest(tmp_path):
             host = await host_rows.get(w.services.db, place.host)
             assert host.state is State.REGISTERED
             assert list(w.sim.record.of(host.name, "power.")) == []
+
+
+@pytest.mark.parametrize("gone", [False, True])
+async def test_a_step_that_failed_takes_back_what_it_can_and_its_finding_stands(tmp_path, monkeypatch, gone):
+    undone: list[tuple[str, str]] = []
+
+    async def undo(self: Step, ctx: StepContext) -> None:
+        undone.append((self.name, ctx.host.name))
+        if gone:
+            raise Unreachable("the BMC is gone")
+
+    monkeypatch.setattr(Step, "undo", undo)
+    async with world(tmp_path, Plan(count=1, faults={1: [("gpu-off-bus", {"gpu": 1})]})) as w:
+        await w.apply()
+        await w.run("rack-bringup")
+        host = await w.host()
+        assert host.state is State.QUARANTINED
+        (finding,) = host.status.findings
+        assert finding.code.startswith("gpu.")
+        assert undone == [(finding.step, host.name)]
 
 
 async def test_a_freeze_holds_destruction_until_it_is_lifted_and_says_so(tmp_path):

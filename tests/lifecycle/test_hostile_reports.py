@@ -339,3 +339,51 @@ async def test_a_cd_whose_insertion_failed_is_taken_out_all_the_same(inside):
             await b.do(registry.get("boot"), {}, {"to": "deploy"})
         assert b.bmc.did == ["off", "insert", "eject"]
         assert "media" not in b.data
+
+
+async def test_a_cd_that_stays_in_is_taken_out_before_the_disk_boots_however_often_that_fails(monkeypatch):
+    async with bench() as b:
+        stuck = True
+
+        async def eject(*, timeout: float) -> None:
+            b.bmc.did.append("eject")
+            if stuck:
+                raise Unreachable("the BMC is busy with itself")
+
+        monkeypatch.setattr(b.bmc, "eject_media", eject)
+        boot = registry.get("boot")
+        outcome, _ = await b.do(boot, {}, {"to": "deploy", "via": "virtual-media"})
+        assert isinstance(outcome, Advance)
+        for _ in range(2):
+            b.bmc.did.clear()
+            with pytest.raises(Unreachable):
+                await b.do(boot, {}, {"to": "disk"})
+            assert b.bmc.did == ["off", "eject"], "it does not start with the CD in"
+        with pytest.raises(Unreachable):
+            await boot.undo(b.context(boot, FakeShell({}), {"to": "disk"}))
+        stuck = False
+        b.bmc.did.clear()
+        await b.do(boot, {}, {"to": "disk"})
+        assert b.bmc.did == ["off", "eject", "disk", "on"]
+        assert "media" not in b.data
+
+
+async def test_a_restarted_daemon_knows_of_the_cd_that_was_going_in():
+    async with bench() as b:
+        boot = registry.get("boot")
+        kept: list[dict[str, object]] = []
+
+        async def insert(url: str, *, timeout: float) -> None:
+            kept.append(dict(b.data))
+            raise Unreachable("the daemon was killed here")
+
+        b.bmc.insert_media = insert  # type: ignore[method-assign]
+        with pytest.raises(Unreachable):
+            await b.do(boot, {}, {"to": "deploy", "via": "virtual-media"})
+        assert kept == [{"media": True}]
+        b.data = dict(kept[0])
+        ctx = b.context(boot, FakeShell({}), {"to": "deploy"})
+        b.bmc.did.clear()
+        await boot.undo(ctx)
+        await boot.undo(ctx)
+        assert b.bmc.did == ["eject"]

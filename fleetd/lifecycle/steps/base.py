@@ -154,7 +154,10 @@ class Step(ABC):
         return None
 
     async def undo(self, ctx: StepContext) -> None:
-        """Take back what can be taken back; twice is fine. Most hardware steps have nothing to undo."""
+        """The step failed for good: take back what can be taken back; twice is fine. Most steps have nothing to undo.
+
+        Raises FleetError; the host is quarantined with the finding of the failure all the same.
+        """
         return
 
     def state_for(self, params: Any) -> State | None:

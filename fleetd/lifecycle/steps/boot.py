@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import msgspec
 
@@ -15,7 +15,7 @@ from fleetd.model.boot import Boot
 from fleetd.model.check import Action
 from fleetd.model.host import Host, State
 from fleetd.model.power import BootDevice, PowerVerb
-from fleetd.model.sku import BootVia
+from fleetd.model.sku import BOOT_SECONDS, BootVia
 
 log = get("boot")
 ISO = "/deploy/deploy.iso"
@@ -24,6 +24,7 @@ DEVICE_SECONDS, POWER_SECONDS = 60.0, 120.0
 START_SECONDS = (
     MEDIA_SECONDS + DEVICE_SECONDS + POWER_SECONDS
 )  # most between arming and power-on: no part of the patience
+PATIENCE = msgspec.Meta(ge=BOOT_SECONDS[0], le=BOOT_SECONDS[1])
 TRIES = 2  # boots before a host that does not come is a finding
 _LOOK = "look at its console; check cable and DHCP of the boot NIC, and the boot order"
 
@@ -34,7 +35,8 @@ class BootStep(Step):
     name = "boot"
     version = 2
     summary = "boot into the deploy environment or from disk, proven by the phone-home"
-    seconds = 1800.0
+    # power off, arm to power-on, the longest patience, the medium out, and what the ledger takes
+    seconds = POWER_SECONDS + START_SECONDS + BOOT_SECONDS[1] + MEDIA_SECONDS + 60.0
     attempts = 2
     stays_in = frozenset({State.VALIDATING})
     needs = frozenset({"managed"})
@@ -42,11 +44,11 @@ class BootStep(Step):
     class Params(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """`to`: deploy (RAM environment) or disk. `via`: how deploy reaches the host, in place of what its SKU says.
 
-        `patience`: seconds from power-on to the phone-home, in place of its SKU's `boot_patience`.
+        `patience`: seconds from power-on to the phone-home, 30 to 1200, in place of its SKU's `boot_patience`.
         """
 
         to: Literal["deploy", "disk"]
-        patience: float | None = None
+        patience: Annotated[float, PATIENCE] | None = None
         via: BootVia | None = None
 
     def plan(self, host: Host, params: Any) -> str:
@@ -85,10 +87,12 @@ class BootStep(Step):
         device = BootDevice.DISK
         if params.to == "deploy":
             device = BootDevice.CD if media else BootDevice.NETWORK
-        elif media or ctx.data.pop("media", False):
+        elif media or ctx.data.get("media"):
             await bmc.eject_media(timeout=MEDIA_SECONDS)  # what a cut-short boot left in must not come before the disk
+            ctx.data.pop("media", None)  # only now: an eject that failed is tried again
         try:
             if device is BootDevice.CD:
+                await ctx.keep(media=True)  # committed first: a daemon that goes on here knows that one may be in
                 # one that reports no success may be in all the same
                 await bmc.insert_media(f"{ctx.wires.boots.base_url}{ISO}", timeout=MEDIA_SECONDS)
             return await self._start(ctx, bmc, boot, device)
@@ -134,22 +138,22 @@ class BootStep(Step):
         return msgspec.structs.replace(outcome, evidence={"stage": diagnosis.stage, "trail": trail})
 
     async def undo(self, ctx: StepContext) -> None:
-        """Take the virtual CD out; a host that has none is left alone."""
-        try:
+        """Take out a virtual CD that this run put in and could not take out; any other host is left alone."""
+        if ctx.data.get("media"):
             await (await ctx.bmc()).eject_media(timeout=MEDIA_SECONDS)
-        except Unsupported:
-            return
+            ctx.data.pop("media")
 
     @staticmethod
     async def _take_out(ctx: StepContext, bmc: Bmc) -> None:
-        """After the hello or the failure. One that stays in is noted: the boot from disk takes it out first."""
+        """After the hello or the failure. One that stays in remains noted: the boot from disk takes it out first."""
         try:
             await bmc.eject_media(timeout=MEDIA_SECONDS)
         except Unsupported:
-            return  # then nothing went in
+            pass  # then nothing went in
         except FleetError as error:
-            ctx.data["media"] = True
             log.warning("boot.media.left", host=ctx.host.name, error=str(error))
+            return
+        ctx.data.pop("media", None)
 
     async def _arm(self, ctx: StepContext, params: BootStep.Params) -> Boot | None:
         boots, host = ctx.wires.boots, ctx.host
