@@ -92,6 +92,7 @@ class Shelf:
             "address": host.os_address,
             "alter": host.fault("checksum-mismatch", fire=False) is not None,
             "efi": {**efi, "boot_order": ["0000"], "entries": {"0000": "UEFI PXEv4"}, **self._efi},
+            "efi_full": host.fault("efi-full", fire=False) is not None,
             "tpm": {"present": True, "version": "2.0", "vendor": "SIM"},
             "snapshot": {
                 "bios": bios,
@@ -132,6 +133,8 @@ class Shelf:
         for kind, (field, _) in AT.items():
             if data.get("how") == field:
                 self._host.fault(kind)
+        if what == "efi.full":
+            self._host.fault("efi-full")
         if what == "stream.altered":
             self._host.fault("checksum-mismatch")
         if data.get("code") == "drive-too-small":

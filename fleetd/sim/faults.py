@@ -22,6 +22,7 @@ KINDS: dict[str, str] = {
     "write-error": "a drive fails while the image is written (drive, at: percent of the image)",
     "read-back-flip": "a drive stores one bit of the image wrong (drive, at: percent of the image)",
     "checksum-mismatch": "the image reaches the host with one bit changed",
+    "efi-full": "the firmware's variable store has no room for the boot entry of a written drive",
     "deaf-bmc": "the BMC answers nothing",
     "lying-bmc": "the BMC confirms power and boot verbs and does nothing",
     "slow-bmc": "every BMC answer takes long (seconds)",

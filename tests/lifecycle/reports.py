@@ -52,7 +52,14 @@ def written(**changes: Any) -> dict[str, Any]:
         "url": "http://boot:8680/images/aaa?ticket=secret",
         "resumed": 1,
     }
-    good = {"ok": not changes.get("code"), "image": "ubuntu", "digest": f"sha256:{MANIFEST.raw_sha256}", "code": ""}
+    efi = {"efi": SNAPSHOT["efi"], "removed": [], "first": "0001", "reason": ""}
+    good = {
+        "ok": not changes.get("code"),
+        "efi": efi,
+        "image": "ubuntu",
+        "digest": f"sha256:{MANIFEST.raw_sha256}",
+        "code": "",
+    }
     return {**good, "drives": [drive], **changes}
 
 

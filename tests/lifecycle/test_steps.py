@@ -196,6 +196,54 @@ async def test_a_tenants_image_holds_the_tenants_keys_and_none_of_ours():
         assert (b.kept_seeds[0].private_key, b.kept_seeds[0].public_key) == ("", "")
 
 
+def ordered(first: str = "0001", reason: str = "", **efi: Any) -> dict[str, Any]:
+    """What the host says of the firmware's boot order after an image was written."""
+    return {"efi": {"efi": efi, "removed": [], "first": first, "reason": reason}}
+
+
+_UEFI = {"present": True, "boot_order": ["0001", "0000"]}
+
+
+@pytest.mark.parametrize(
+    ("mode", "said", "why"),
+    [
+        ("uefi", ordered("", "No space left on device", present=True, boot_order=["0000"]), "No space left"),
+        ("uefi", ordered("", "no drive has an EFI system partition", **_UEFI), "EFI system partition"),
+        ("bios", ordered("", "No space left on device", **_UEFI), "No space left"),
+        ("uefi", ordered("", "two drives cannot be told apart"), "told apart"),
+        ("uefi", {"efi": {}}, "does not say"),
+        ("uefi", {"efi": {"efi": [], "first": 1}}, "does not say"),
+        ("uefi", ordered("0001", present=True, boot_order=["0000", "0001"]), "0000 comes first"),
+        ("uefi", ordered("0001", present=True, boot_order=[]), "nothing comes first"),
+    ],
+)
+async def test_an_image_whose_drive_does_not_come_first_in_the_firmware_is_a_finding(mode, said, why):
+    """The one-time boot device hides it once; the tenant's own reboots would follow the old order."""
+    async with bench(boot_mode=mode) as b:
+        outcome, _ = await b.do(registry.get("write-image"), written(**said))
+        assert isinstance(outcome, Fail)
+        assert (outcome.finding.code, outcome.finding.action) == ("firmware.boot-order", Action.CONFIGURE)
+        assert why in outcome.finding.message
+        assert "firmware setup" in outcome.finding.remedy
+        assert outcome.evidence["digest"] == f"sha256:{MANIFEST.raw_sha256}"
+
+
+@pytest.mark.parametrize(
+    ("mode", "said", "first", "reason"),
+    [
+        ("uefi", ordered(**_UEFI), "0001", ""),
+        ("bios", ordered("", "", present=False), "", "the host did not start by EFI"),
+        ("uefi", ordered("", "", present=False), "", "the host did not start by EFI"),
+        ("bios", ordered("", "no drive has an EFI system partition"), "", "no drive has an EFI system partition"),
+    ],
+)
+async def test_what_became_of_the_firmwares_order_is_kept(mode, said, first, reason):
+    async with bench(boot_mode=mode) as b:
+        outcome, _ = await b.do(registry.get("write-image"), written(**said))
+        assert isinstance(outcome, Advance)
+        assert (outcome.evidence["efi"]["first"], outcome.evidence["efi"]["reason"]) == (first, reason)
+
+
 @pytest.mark.parametrize("code", ["image-checksum", "image-stream", "image-source", "partition-table"])
 async def test_what_is_the_images_fault_is_tried_once_more_and_blames_the_image(code):
     async with bench() as b:

@@ -173,6 +173,21 @@ async def test_an_image_that_does_not_arrive_leaves_a_disk_that_does_not_boot(de
         assert (await r.from_disk(host, private, "t" * 40)).environment == "disk"
 
 
+@pytest.mark.parametrize("depth", DEPTHS)
+async def test_firmware_that_has_no_room_for_an_entry_says_so_and_keeps_its_order(depth, tmp_path):
+    async with rig(depth, tmp_path) as r:
+        host = r.add(sim_host(fault("efi-full")))
+        shell = await r.shell(await r.deploy(host))
+        assert (await r.host_command(shell, "boot-order", r.order(host, "order-1")))["ok"]  # nothing is to be added
+        order, _ = r.image_order(host)
+        report = await r.host_command(shell, "write-image", order)
+        assert report["ok"]
+        assert (report["efi"]["first"], report["efi"]["efi"]["boot_order"]) == ("", ["0000"])
+        assert report["efi"]["efi"]["present"]
+        assert "No space left" in report["efi"]["reason"]
+        assert [e.data["kind"] for e in host.record.of(host.name, "fault.fired")] == ["efi-full"]
+
+
 async def test_a_large_image_is_written_in_a_thread_and_its_acts_stand_in_order(tmp_path):
     disk = disk_image(9 << 20)
     served = packed(disk, "raw.gz")

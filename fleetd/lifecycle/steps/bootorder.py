@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from fleetd.checks.judge import clean
-from fleetd.lifecycle.outcome import Outcome, advance, fail
+from fleetd.lifecycle.outcome import Outcome, advance
 from fleetd.lifecycle.steps.base import StepContext
-from fleetd.lifecycle.steps.ondeploy import HostReport, OnDeploy
+from fleetd.lifecycle.steps.ondeploy import HostReport, OnDeploy, no_boot_order
 from fleetd.model.boot import Boot
-from fleetd.model.check import Action
 from fleetd.model.host import Host
 
 MAX_ENTRIES = 256
@@ -32,14 +31,7 @@ class BootOrder(OnDeploy):
 
     async def judge(self, ctx: StepContext, report: HostReport) -> Outcome:
         if not report.ok:
-            return fail(
-                "firmware.boot-order",
-                f"the EFI boot order could not be set: {clean(report.reason, 300) or 'the host does not say why'}",
-                remedy="look at the firmware setup: is its variable store full or write-protected? Reset the boot order"
-                " there, then retest",
-                action=Action.CONFIGURE,
-                parts=("EFI boot order",),
-            )
+            return no_boot_order(clean(report.reason, 300) or "the host does not say why")
         if not report.efi.get("present"):
             return advance("the host did not start by EFI: there is no boot order to set", present=False)
         entries = report.efi.get("entries")

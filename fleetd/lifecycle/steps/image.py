@@ -15,7 +15,7 @@ from fleetd.lifecycle.credentials import Seed
 from fleetd.lifecycle.images import ORDERED, Ordered
 from fleetd.lifecycle.outcome import Fail, Outcome, Retry, advance, fail, here
 from fleetd.lifecycle.steps.base import StepContext
-from fleetd.lifecycle.steps.ondeploy import DriveReport, HostReport, OnDeploy, unwiped
+from fleetd.lifecycle.steps.ondeploy import DriveReport, HostReport, OnDeploy, no_boot_order, unwiped
 from fleetd.model.boot import Boot
 from fleetd.model.check import Action
 from fleetd.model.host import Host
@@ -26,6 +26,7 @@ from fleetd.store import hosts as host_rows
 _OF_THE_IMAGE = frozenset({"image-checksum", "image-stream", "image-source", "partition-table"})
 _OF_THE_DRIVE = frozenset({"drive-too-small", "drive-write", "drive-read-back"})
 GB = 10**9
+MAX_ENTRIES = 256  # of a boot order
 
 
 class WriteImage(OnDeploy):
@@ -102,6 +103,9 @@ class WriteImage(OnDeploy):
         wrong = _wrong(manifest, report, drive)
         if not wrong:
             assert drive is not None
+            evidence["efi"], astray = _first_to_boot(report, uefi=ctx.sku.boot_mode == "uefi")
+            if astray:
+                return msgspec.structs.replace(no_boot_order(astray), evidence=evidence)
             return advance(
                 f"image {manifest.name} written to drive {clean(drive.serial, 64)} and read back in {drive.seconds:.0f} s",
                 **evidence,
@@ -178,6 +182,33 @@ def _wrong(manifest: Manifest, report: HostReport, drive: DriveReport | None) ->
             f"it reads back as {clean(report.digest, 80) or 'nothing'}, the manifest says sha256:{manifest.raw_sha256}"
         )
     return ""
+
+
+def _first_to_boot(report: HostReport, *, uefi: bool) -> tuple[dict[str, Any], str]:
+    """(what became of the firmware's order, why the written drive does not come first in it, or empty).
+
+    A host that says it did not start by EFI has no order to set; `uefi`, of the SKU, counts where it does not say. The
+    first boot proves nothing of this: the BMC's one-time boot device hides a wrong order until the tenant reboots.
+    """
+    told = report.efi.get("efi")
+    view: dict[str, Any] = told if isinstance(told, dict) else {}
+    first, reason = (
+        clean(value, most) if isinstance(value := report.efi.get(key), str) else ""
+        for key, most in (("first", 8), ("reason", 300))
+    )
+    listed = view.get("boot_order")
+    order = [clean(number, 8) for number in listed[:MAX_ENTRIES]] if isinstance(listed, list) else []
+    present = view.get("present")
+    if present is False:
+        reason = reason or "the host did not start by EFI"
+    found = {"present": present is True, "first": first, "order": order, "reason": reason}
+    if present is not True and (present is False or not uefi):
+        return found, ""
+    if not first:
+        return found, reason or "the host does not say why"
+    if order[:1] != [first]:
+        return found, f"the system drive is entry {first}, and {order[0] if order else 'nothing'} comes first"
+    return found, ""
 
 
 def _evidence(report: HostReport, drive: DriveReport | None) -> dict[str, Any]:

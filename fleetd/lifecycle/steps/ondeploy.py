@@ -125,6 +125,18 @@ def unwiped(host: Host, late: Sequence[str], therefore: str) -> Fail:
     )
 
 
+def no_boot_order(why: str) -> Fail:
+    """The finding of a firmware that did not take its boot order."""
+    return fail(
+        "firmware.boot-order",
+        f"the EFI boot order could not be set: {why}",
+        remedy="look at the firmware setup: is its variable store full or write-protected? Reset the boot order"
+        " there, then retest",
+        action=Action.CONFIGURE,
+        parts=("EFI boot order",),
+    )
+
+
 class OnDeploy(Step):
     """Base of steps that run a host-side command in the deploy environment.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -53,6 +54,7 @@ class SimulatedMachine:
     """What both simulated hosts share: firmware that is a document, and acts that are told.
 
     `traits`: {"address": to fetch from, "alter": whether streams arrive changed, "tpm": {...}, "efi": {...},
+    "efi_full": whether its variable store has no room for an entry of a written drive,
     "snapshot": {...}}; `tell` hears of every act.
     """
 
@@ -131,12 +133,20 @@ class SimulatedMachine:
             entries = {number: label for number, label in entries.items() if number not in removed}
             order = [number for number in efi["boot_order"] if number in entries]
             if drive is not None:
+                self._make_room(drive)
                 first = next(f"{n:04X}" for n in range(1 << 16) if f"{n:04X}" not in entries)
                 entries[first], order = DISK_ENTRY, [first, *order]
             efi.update(entries=entries, boot_order=order)
             self._traits["efi"] = efi
             self.save_traits()
         return {"efi": efi, "removed": removed, "first": first, "reason": ""}
+
+    def _make_room(self, drive: Drive) -> None:
+        """Raises OSError where the firmware has none left for the entry of a drive that was written."""
+        own = next((one for one in self._drives or () if one.serial == drive.serial), None)
+        if self._traits.get("efi_full") and own is not None and own.content.startswith("image:"):
+            self._tell("efi.full")
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def save_traits(self) -> None:
         """The firmware has changed."""

@@ -211,11 +211,21 @@ def _write_image(order: Order, drives: Sequence[Drive], machine: Machine) -> Gen
 
 
 def _first_to_boot(drive: Drive, machine: Machine) -> dict[str, Any]:
-    """The firmware's order with this drive first. The disk is good either way: what fails here is told, not fatal."""
+    """The firmware's order with this drive first. The disk is good either way: what fails here is told beside the order
+    as it stands, and the daemon judges it."""
     try:
         return machine.boot_order(drive)
     except (OSError, Refusal) as error:  # also: another drive came meanwhile, and cannot be told from one of these
-        return {"efi": {}, "removed": [], "first": "", "reason": said(error)}
+        return {"efi": _firmware(machine), "removed": [], "first": "", "reason": said(error)}
+
+
+def _firmware(machine: Machine) -> dict[str, Any]:
+    """The `efi` part of the snapshot; empty where even that cannot be read."""
+    try:
+        view: dict[str, Any] = machine.inspect()["efi"]
+    except (OSError, Refusal):
+        return {}
+    return view
 
 
 def _status(value: dict[str, Any], machine: Machine) -> Report:
