@@ -115,7 +115,10 @@ async def test_a_start_tells_of_files_that_no_image_names_and_leaves_them(folder
     for name in ("a" * 64, "notes.txt"):
         (images.parent / name).write_bytes(b"x" * 100)
     assert "images.unnamed" not in (folder / "log").read_text()
-    async with Running(folder), asyncio.timeout(60):  # told beside the work: a slow disk holds up neither start nor stop
+    async with (
+        Running(folder),
+        asyncio.timeout(60),
+    ):  # told beside the work: a slow disk holds up neither start nor stop
         while "images.unnamed" not in (folder / "log").read_text():
             await asyncio.sleep(0.05)
     log = (folder / "log").read_text()
