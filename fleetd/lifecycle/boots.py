@@ -211,7 +211,6 @@ class Boots:
         if serial != host.spec.serial or uuid.lower() != host.status.observed.uuid.lower():
             # A MAC is printed on every frame; who cannot tell the board's serial and UUID too gets no token.
             asked = f"serial {serial[:40]!r}, UUID {uuid[:40]!r}"
-            self._foreign[boot.id] = f"{source} asked for its boot script as {asked}"
             note("denied", asked)
             await self._audit(host, source, f"it asked for the boot script as {asked}")
             return BootScript()

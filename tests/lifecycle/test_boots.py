@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from fleetd.drivers.boot.capabilities import Hello, Sighting
-from fleetd.kit.errors import Denied, IdentityUnproven
+from fleetd.kit.errors import DeadlineExceeded, Denied, IdentityUnproven
 from fleetd.kit.rate import Meter
 from fleetd.lifecycle.boots import DENIALS, DENIALS_SECONDS, TICKET_SECONDS, Boots
 from fleetd.lifecycle.tickets import Tickets
@@ -154,6 +154,17 @@ async def test_a_flood_of_refusals_leaves_few_events_and_their_number(monkeypatc
             await r.boots.authorized_keys("an unknown token", source=WHERE)
         assert (await r.denials())[-1]["held_back"] == DENIALS * 4
     assert len(lines) == DENIALS * 2 + 1  # nor does it fill the log
+
+
+async def test_a_strangers_get_does_not_make_a_missed_boot_an_unproven_one() -> None:
+    """It was given no token: the host is booted once more, and the doctor tells who asked."""
+    async with rig() as r:
+        boot = await r.arm()
+        await r.boots.script(r.host.spec.boot_mac, uuid=UUID, serial="stranger", source="10.9.9.9")
+        with pytest.raises(DeadlineExceeded):
+            await r.boots.wait_hello(boot, 0.01)
+        found = (await r.boots.doctor(r.host))[2].what
+        assert ("stranger" in found, "10.9.9.9" in found) == (True, True)
 
 
 async def test_old_tokens_are_audited_by_host() -> None:
