@@ -211,7 +211,6 @@ class Boots:
         if serial != host.spec.serial or uuid.lower() != host.status.observed.uuid.lower():
             # A MAC is printed on every frame; who cannot tell the board's serial and UUID too gets no token.
             asked = f"serial {serial[:40]!r}, UUID {uuid[:40]!r}"
-            self._foreign[boot.id] = f"{source} asked for its boot script as {asked}"
             note("denied", asked)
             await self._audit(host, source, f"it asked for the boot script as {asked}")
             return BootScript()
@@ -224,12 +223,25 @@ class Boots:
         return boot.public_key
 
     async def hello(self, token: str, hello: Hello, *, source: str) -> None:
+        if await self._restarted(token, hello, source):
+            return
         for _ in range(TRIES):
             boot, host = await self._of_token(token, source, "hello")
             with contextlib.suppress(Conflict):  # written since it was read: by another phone-home, or by a newer boot
                 await self._heard(boot, host, hello, source)
                 return
         raise Busy("this boot changes too often to be judged", retry_after=1.0)
+
+    async def _restarted(self, token: str, hello: Hello, source: str) -> bool:
+        """Whether the system on the disk was switched off and on again, after which no newer boot came: nothing opens."""
+        boot = await rows.by_token(self._db, token_hash(token))
+        if boot is None or boot.closed is None or boot.met is None or boot.environment != "disk":
+            return False
+        newest = await rows.newest_of(self._db, boot.host)
+        same = (boot.host_key, boot.source) == (hello.host_key, source)
+        if not same or newest is None or newest.id != boot.id:
+            return False
+        return not self._mismatch(await host_rows.get(self._db, boot.host), boot, hello)
 
     async def _heard(self, boot: Boot, host: Host, hello: Hello, source: str) -> None:
         """Judge a phone-home by the boot as read. Raises Denied; Conflict when it changed since."""

@@ -161,7 +161,7 @@ def _other_mac(case: Case) -> str:
 def _wrong_identity(case: Case) -> str:
     for entry in reversed(case.own("script")):
         if entry.answer == "denied":
-            return f"something with its boot MAC asked for its script as {entry.detail}"
+            return f"something with its boot MAC, at {entry.source}, asked for its script as {entry.detail}"
         if entry.answer == "boot":
             return ""
     return ""

@@ -19,7 +19,9 @@ from fleetd.kit.errors import Ambiguous, Conflict, Invalid, NotFound, Refused
 from fleetd.lifecycle import transitions
 from fleetd.lifecycle.blockers import Blocker, blockers, label
 from fleetd.lifecycle.brakes import BrakeDesk, bounded_reason
+from fleetd.lifecycle.poweroff import ends_boot, stops
 from fleetd.model.access import Principal
+from fleetd.model.boot import Boot
 from fleetd.model.check import Action, Finding
 from fleetd.model.event import Event
 from fleetd.model.host import Alert, Classification, Host, HostStatus, Maintenance, State
@@ -27,6 +29,7 @@ from fleetd.model.hostrange import compile_range
 from fleetd.model.lease import LeaseState
 from fleetd.model.power import BootDevice, PowerState, PowerVerb
 from fleetd.model.run import Run
+from fleetd.store import boots as boot_rows
 from fleetd.store import certificates, events
 from fleetd.store import hosts as rows
 from fleetd.store import leases as lease_rows
@@ -286,6 +289,7 @@ class HostDesk:
             Temporary, Permanent: whatever the BMC did.
         """
         host = await find(self._db, ref)
+        boot = await boot_rows.open_of(self._db, host.id)
         if verb is None:
             async with self._open_bmc(host) as bmc:
                 state = await bmc.power_state(timeout=READ_TIMEOUT)
@@ -294,21 +298,28 @@ class HostDesk:
             await self._lease_allows(host, verb)
             async with self._open_bmc(host) as bmc:
                 state = await bmc.power(verb, timeout=POWER_TIMEOUT)
-        await self.note_power(host, state, verb, who.name)
+        await self._note_power(host, state, verb, who.name, boot)
         return state
 
-    async def note_power(self, host: Host, state: PowerState, verb: PowerVerb | None, who: str) -> None:
-        """Write down what a read-back said; an order is an event, a mere reading that found nothing new is none."""
-        if verb is None and host.status.power is state:
+    async def _note_power(
+        self, host: Host, state: PowerState, verb: PowerVerb | None, who: str, boot: Boot | None
+    ) -> None:
+        """Write down what a read-back said; an order is an event, a mere reading that found nothing new is none.
+
+        `boot`: the one that was open before the BMC was asked; it ends with what ran.
+        """
+        stopped = stops(verb, state)
+        if verb is None and host.status.power is state and not (stopped and boot is not None):
             return
 
         def change(now_host: Host, now: float) -> tuple[Host, list[Op]]:
             event = host_event("host.power", now_host, now, who, verb=str(verb or "read"), power=str(state))
             status = status_of(now_host, power=state)
-            stopped = state is PowerState.OFF or verb not in (None, PowerVerb.ON)
+            ends = ends_boot(verb, state, in_run=now_host.run is not None)
+            closing = [boot_rows.close(boot.id, now)] if boot is not None and ends else []
             if now_host.state is State.AVAILABLE and stopped:
                 status = msgspec.structs.replace(status, alerts=(*_others(status.alerts), _boot_gone(now_host, now)))
-            return msgspec.structs.replace(now_host, status=status), [events.append(event)]
+            return msgspec.structs.replace(now_host, status=status), [events.append(event), *closing]
 
         await self._change(host.id, change)
 

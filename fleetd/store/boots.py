@@ -20,6 +20,11 @@ _CLOSE: Final = Statement(
     .where(boots.c.host == bindparam("of_host"), text("boots.closed IS NULL"))
     .values(closed=bindparam("at"), private_key=literal_column("''"), version=boots.c.version + literal_column("1"))
 )
+_CLOSE_ONE: Final = Statement(
+    update(boots)
+    .where(boots.c.id == bindparam("of_id"), text("boots.closed IS NULL"))
+    .values(closed=bindparam("at"), private_key=literal_column("''"), version=boots.c.version + literal_column("1"))
+)
 _SAVE: Final = Statement(
     update(boots)
     .where(boots.c.id == bindparam("of_id"), boots.c.version == bindparam("read"))
@@ -39,6 +44,9 @@ _BY_TOKEN: Final = Statement(
     .limit(literal_column("1"))
 )
 _OPEN: Final = Statement(_SELECT.where(boots.c.host == bindparam("of_host"), text("boots.closed IS NULL")))
+_NEWEST: Final = Statement(
+    _SELECT.where(boots.c.host == bindparam("of_host")).order_by(boots.c.id.desc()).limit(literal_column("1"))
+)
 _ARMED: Final = Statement(
     _SELECT.select_from(boots.join(hosts, hosts.c.id == boots.c.host)).where(
         hosts.c.boot_mac == bindparam("mac"),
@@ -80,6 +88,11 @@ def insert(boot: Boot) -> list[Op]:
     ]
 
 
+def close(boot_id: str, at: float) -> Op:
+    """End this boot at wall second `at`, and forget its key; one that is closed stays as it is."""
+    return Op(_CLOSE_ONE, {"of_id": boot_id, "at": at})
+
+
 def save(boot: Boot) -> Op:
     """Write all of it; guard: nobody wrote since `boot.version` was read. A closed boot loses its key.
 
@@ -117,6 +130,13 @@ async def by_token(db: Database, token_hash: str) -> Boot | None:
 async def open_of(db: Database, host_id: str) -> Boot | None:
     """The host's open boot, met or not."""
     for row in await db.fetch(_OPEN, {"of_host": host_id}):
+        return _boot(row)
+    return None
+
+
+async def newest_of(db: Database, host_id: str) -> Boot | None:
+    """The host's last boot, open or closed."""
+    for row in await db.fetch(_NEWEST, {"of_host": host_id}):
         return _boot(row)
     return None
 

@@ -12,7 +12,7 @@ import msgspec
 import pytest
 
 from fleetd.drivers.boot.capabilities import Hello, Sighting
-from fleetd.kit.errors import Denied
+from fleetd.kit.errors import DeadlineExceeded, Denied, IdentityUnproven
 from fleetd.kit.rate import Meter
 from fleetd.lifecycle.boots import DENIALS, DENIALS_SECONDS, TICKET_SECONDS, Boots
 from fleetd.lifecycle.tickets import Tickets
@@ -156,6 +156,17 @@ async def test_a_flood_of_refusals_leaves_few_events_and_their_number(monkeypatc
     assert len(lines) == DENIALS * 2 + 1  # nor does it fill the log
 
 
+async def test_a_strangers_get_does_not_make_a_missed_boot_an_unproven_one() -> None:
+    """It was given no token: the host is booted once more, and the doctor tells who asked."""
+    async with rig() as r:
+        boot = await r.arm()
+        await r.boots.script(r.host.spec.boot_mac, uuid=UUID, serial="stranger", source="10.9.9.9")
+        with pytest.raises(DeadlineExceeded):
+            await r.boots.wait_hello(boot, 0.01)
+        found = (await r.boots.doctor(r.host))[2].what
+        assert ("stranger" in found, "10.9.9.9" in found) == (True, True)
+
+
 async def test_old_tokens_are_audited_by_host() -> None:
     async with rig() as r:
         await r.up()
@@ -292,6 +303,53 @@ async def test_a_system_on_disk_phones_home_after_every_start_and_nothing_is_mad
         stranger = r.hello(environment="disk", boot_id="b-4", host_key=KEY.replace("AIE", "AIF"))
         with pytest.raises(Denied):
             await r.boots.hello("t" * 43, stranger, source=ELSEWHERE)
+
+
+async def test_a_boot_that_ended_with_the_power_opens_nothing_and_is_not_up() -> None:
+    async with rig() as r:
+        boot = await r.up()
+        ticket = r.ticket(boot)
+        assert (await r.boots.doctor(r.host))[2].stage == "up"
+        await r.fleet.db.commit([rows.close(boot.id, r.fleet.clock.wall())])
+        found = (await r.boots.doctor(r.host))[2]
+        assert (found.stage, "is up" in found.what) == ("none", False)
+        for call in (
+            r.boots.grant(DIGEST, ticket, source=WHERE),
+            r.boots.authorized_keys(r.token, source=WHERE),
+            r.boots.hello(r.token, r.hello(), source=WHERE),
+        ):
+            with pytest.raises(Denied):
+                await call
+        with pytest.raises(IdentityUnproven):
+            await r.boots.shell_target(r.host, "deploy")
+
+
+async def test_a_system_on_disk_that_is_switched_off_and_on_again_is_no_stranger() -> None:
+    """A tenant may do so every night: no refusal, no event, and nothing opens again. In a newer boot it is one."""
+    async with rig() as r:
+        token, key = "t" * 43, {"keys": ("private", "public"), "host_key": KEY}
+        boot = await r.boots.arm(r.host, "disk", intent="i", seconds=600, token=token, **key)
+        on_disk = r.hello(environment="disk")
+        await r.boots.hello(token, on_disk, source=WHERE)
+        await r.fleet.db.commit([rows.close(boot.id, r.fleet.clock.wall())])
+        closed = await rows.get(r.fleet.db, boot.id)
+        again = r.hello(environment="disk", boot_id="b-2")
+        await r.boots.hello(token, again, source=WHERE)
+        assert await r.denials() == []
+        assert await rows.get(r.fleet.db, boot.id) == closed
+        for other, source in (
+            (r.hello(environment="disk", boot_id="b-3", host_key=KEY.replace("AIE", "AIF")), WHERE),
+            (again, ELSEWHERE),
+            (r.hello(environment="disk", serial="OTHER"), WHERE),
+        ):
+            with pytest.raises(Denied):
+                await r.boots.hello(token, other, source=source)
+        assert len(await r.denials()) == 3
+        r.fleet.clock.go(1)
+        newer = await r.arm()
+        await r.fleet.db.commit([rows.close(newer.id, r.fleet.clock.wall())])
+        with pytest.raises(Denied):
+            await r.boots.hello(token, again, source=WHERE)
 
 
 @pytest.mark.parametrize(

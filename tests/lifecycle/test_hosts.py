@@ -5,24 +5,30 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import AsyncIterator
+from typing import Any
 
 import msgspec
 import pytest
 
 from fleetd.drivers.bmc.capabilities import Bmc
+from fleetd.drivers.bmc.redfish import RedfishBmc
 from fleetd.kit.errors import Ambiguous, Conflict, Invalid, NotFound, Refused, Unreachable
+from fleetd.kit.ids import new_id
 from fleetd.lifecycle.blockers import Blocker, tally
 from fleetd.lifecycle.dark import darken
+from fleetd.model.boot import Boot
 from fleetd.model.check import Finding
 from fleetd.model.host import Host, State
 from fleetd.model.power import BootDevice, PowerState, PowerVerb
 from fleetd.model.run import Run, RunHostState
+from fleetd.store import boots as boot_rows
 from fleetd.store import certificates as certificate_rows
 from fleetd.store import hosts as host_rows
 from fleetd.store import runs as run_rows
 from tests.lifecycle.fleet import WHO, Fleet, inventory, ledger
 from tests.lifecycle.proofs import certify
 from tests.redfish_rig import Rig, rig
+from tests.store.samples import a_boot
 
 A01 = "lou-a01"
 
@@ -105,6 +111,92 @@ async def test_power_is_read_and_ordered_over_the_wire(fleet: Fleet) -> None:
         orders = [e.kind for e in await fleet.hosts.history(name) if e.principal == "ada"]
         assert orders[:3] == ["host.identify", "host.boot", "host.power"]
         assert await fleet.hosts.power(name, PowerVerb.OFF, who=WHO) is PowerState.OFF
+
+
+async def up_in(fleet: Fleet, host: Host, environment: Any = "deploy", **changed: Any) -> Boot:
+    """A boot of the host that came up, as the ledger has it."""
+    now = fleet.clock.wall()
+    fields = {"armed": now, "expires": now + 900, "met": now, "source": "10.0.0.1"} | changed
+    boot = a_boot(new_id("b", now), host, environment=environment, **fields)
+    await fleet.db.commit(boot_rows.insert(boot))
+    return boot
+
+
+@pytest.mark.parametrize("verb", [PowerVerb.OFF, PowerVerb.SOFT, PowerVerb.CYCLE, PowerVerb.RESET, PowerVerb.ON])
+@pytest.mark.parametrize("state", [State.AVAILABLE, State.QUARANTINED])
+async def test_an_order_that_stops_a_host_ends_its_boot(fleet: Fleet, verb: PowerVerb, state: State) -> None:
+    """Else its keys and image tickets open doors for hours, and the doctor says that it is up."""
+    async with rig("dell") as bmc:
+        fleet = await wired(fleet, bmc)
+        host = await fleet.put(await fleet.named(f"{A01}-01"), state=state)
+        other = await up_in(fleet, await fleet.named(f"{A01}-02"))
+        bmc.host.power_state = PowerState.ON
+        boot = await up_in(fleet, host)
+        await fleet.hosts.power(host.id, verb, who=WHO)
+        ended = await boot_rows.get(fleet.db, boot.id)
+        if verb is PowerVerb.ON:
+            assert ended == boot, "it was on, and nothing stopped"
+        else:
+            assert ended.closed == fleet.clock.wall()
+            assert ended.private_key == ""
+        assert await boot_rows.get(fleet.db, other.id) == other
+
+
+async def test_an_order_that_a_bmc_did_not_follow_ends_no_boot(fleet: Fleet) -> None:
+    host = await fleet.named(f"{A01}-01")
+    boot = await up_in(fleet, host)
+    with pytest.raises(Unreachable):  # nobody answers
+        await fleet.hosts.power(host.id, PowerVerb.OFF, who=WHO)
+    assert await boot_rows.get(fleet.db, boot.id) == boot
+
+
+async def test_a_look_that_finds_a_host_off_ends_its_boot_unless_a_run_works_in_it(fleet: Fleet) -> None:
+    """One wrong answer of a BMC must not take the boot from under a write; the run finds out by itself when it is true."""
+    async with rig("dell") as bmc:
+        fleet = await wired(fleet, bmc)
+        idle, busy = await fleet.named(f"{A01}-01"), await fleet.named(f"{A01}-02")
+        boots = [await up_in(fleet, host) for host in (idle, busy)]
+        bmc.host.power_state = PowerState.ON
+        assert await fleet.hosts.power(idle.id, None, who=WHO) is PowerState.ON
+        assert await boot_rows.get(fleet.db, boots[0].id) == boots[0]
+        await runs_on(fleet, busy.name)
+        bmc.host.power_state = PowerState.OFF
+        for host in (idle, busy):
+            assert await fleet.hosts.power(host.id, None, who=WHO) is PowerState.OFF
+        ended, kept = [await boot_rows.get(fleet.db, boot.id) for boot in boots]
+        assert ended.closed is not None
+        assert kept == boots[1]
+
+
+async def test_a_host_known_to_be_off_still_loses_its_boot_at_the_next_look(fleet: Fleet) -> None:
+    async with rig("dell") as bmc:
+        fleet = await wired(fleet, bmc)
+        host = await fleet.put(await fleet.named(f"{A01}-01"), power=PowerState.OFF)
+        boot = await up_in(fleet, host)
+        assert await fleet.hosts.power(host.id, None, who=WHO) is PowerState.OFF
+        assert (await boot_rows.get(fleet.db, boot.id)).closed is not None
+
+
+async def test_a_boot_that_a_run_armed_meanwhile_is_not_ended_by_a_late_answer(
+    fleet: Fleet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An order may take minutes on the wire; what was armed after it left is another boot."""
+    async with rig("dell") as bmc:
+        fleet = await wired(fleet, bmc)
+        host = await fleet.named(f"{A01}-01")
+        before = await up_in(fleet, host)
+        fresh: list[Boot] = []
+        switch = RedfishBmc.power
+
+        async def slow(self: Any, verb: PowerVerb, *, timeout: float) -> PowerState:
+            done = await switch(self, verb, timeout=timeout)
+            fresh.append(await up_in(fleet, host, met=None, armed=fleet.clock.go(1)))
+            return done
+
+        monkeypatch.setattr(RedfishBmc, "power", slow)
+        await fleet.hosts.power(host.id, PowerVerb.OFF, who=WHO)
+        assert (await boot_rows.get(fleet.db, before.id)).closed is not None
+        assert await boot_rows.get(fleet.db, fresh[0].id) == fresh[0]
 
 
 async def test_a_deaf_bmc_is_told_and_changes_nothing(fleet: Fleet) -> None:

@@ -18,9 +18,12 @@ from fleetd.lifecycle.steps.ondeploy import OnDeploy, read_host_report
 from fleetd.model.check import Action
 from fleetd.model.firmware import Baseline
 from fleetd.model.power import PowerVerb
+from fleetd.store import boots as boot_rows
 from fleetd.store import hosts as host_rows
+from tests.lifecycle.fleet import START
 from tests.lifecycle.reports import erased, inspected, tpm, wiped, written
 from tests.lifecycle.stepbench import DRIVES, MANIFEST, FakeBoots, FakeShell, bench
+from tests.store.samples import a_boot
 
 ISO = "http://boot:8680/deploy/deploy.iso"
 
@@ -573,6 +576,30 @@ async def test_a_boot_does_not_expire_before_its_patience_from_power_on(to):
     async with bench(boot_via="virtual-media") as b:
         await b.do(registry.get("boot"), {}, {"to": to, "patience": 100.0})
         assert b.boots.armed_for == [100.0 + 180.0 + 60.0 + 120.0]
+
+
+@pytest.mark.parametrize("works", [True, False])
+@pytest.mark.parametrize(("name", "params"), [("power-off", {}), ("boot", {"to": "disk"})])
+async def test_a_step_that_switches_the_host_off_ends_the_boot_that_ran(name, params, works, monkeypatch):
+    """Read back off, and before whatever follows: a boot from disk that finds no written image arms none in its place."""
+    async with bench() as b:
+        boot = a_boot("1", b.host, met=START)
+        await b.fleet.db.commit(boot_rows.insert(boot))
+
+        async def none(host):
+            return None
+
+        async def deaf(verb, *, timeout):
+            raise Unreachable("the BMC is gone")
+
+        ctx = b.context(registry.get(name), FakeShell({}), params)
+        ctx.wires.credentials.seed = none
+        if not works:
+            monkeypatch.setattr(b.bmc, "power", deaf)
+        with contextlib.nullcontext() if works else pytest.raises(Unreachable):
+            await registry.get(name).do(ctx)
+        found = await boot_rows.get(b.fleet.db, boot.id)
+        assert (found.closed is not None, found.private_key == "") == (works, works)
 
 
 # --- progress -------------------------------------------------------------------------------------------------------

@@ -50,6 +50,23 @@ async def test_a_boot_closes_the_one_before_and_its_key_is_gone(db: Database, sq
         await boots.get(db, "boot-none")
 
 
+async def test_a_boot_ends_by_its_id_and_only_once(db: Database) -> None:
+    """Whoever saw the power go closes the boot that he saw, never one that came after it."""
+    host = a_host(1)
+    first, second = a_boot("1", host, met=NOW + 5), a_boot("2", host, armed=NOW + 60)
+    await db.commit([hosts.insert(host), *boots.insert(first)])
+    await db.commit([boots.close(first.id, NOW + 30)])
+    assert await boots.get(db, first.id) == replace(first, closed=NOW + 30, private_key="", version=2)
+    await db.commit(boots.insert(second))
+    await db.commit([boots.close(first.id, NOW + 90)])
+    assert (await boots.get(db, first.id)).closed == NOW + 30
+    assert await boots.open_of(db, host.id) == second
+    newest = await boots.newest_of(db, host.id)
+    assert newest is not None
+    assert newest.id == second.id
+    assert await boots.newest_of(db, "nobody") is None
+
+
 async def test_a_written_disk_comes_back_with_its_token_in_one_open_boot_at_a_time(db: Database) -> None:
     one, two = a_host(1), a_host(2)
     first, again = a_boot("1", one, environment="disk"), a_boot("2", one, environment="disk", token_hash="hash-1")

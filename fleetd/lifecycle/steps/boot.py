@@ -10,6 +10,7 @@ from fleetd.drivers.bmc.capabilities import Bmc
 from fleetd.kit.errors import DeadlineExceeded, FleetError, IdentityUnproven, Unsupported
 from fleetd.kit.logs import get
 from fleetd.lifecycle.outcome import Outcome, Retry, advance, fail, here
+from fleetd.lifecycle.poweroff import switch_off
 from fleetd.lifecycle.steps.base import Step, StepContext
 from fleetd.model.boot import Boot
 from fleetd.model.check import Action
@@ -67,7 +68,7 @@ class BootStep(Step):
         # Off first, and proven off: what ran until now may hold this very token (a written disk keeps it) and must not
         # answer for the boot that is armed next.
         bmc = await ctx.bmc()
-        ctx.power = await bmc.power(PowerVerb.OFF, timeout=POWER_SECONDS)
+        ctx.power = await switch_off(ctx.db, ctx.clock, ctx.host.id, bmc, timeout=POWER_SECONDS)
         boot = await self._arm(ctx, params)
         if boot is None:
             return fail(

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from fleetd.lifecycle.outcome import Outcome, advance
+from fleetd.lifecycle.poweroff import switch_off
 from fleetd.lifecycle.steps.base import Step, StepContext
 from fleetd.model.host import Host
-from fleetd.model.power import PowerVerb
 
 
 class PowerOff(Step):
@@ -29,5 +29,5 @@ class PowerOff(Step):
             remedy="look at the host: is its power button held, its BMC hung?",
             seconds=60,
         )
-        ctx.power = await bmc.power(PowerVerb.OFF, timeout=60.0)
+        ctx.power = await switch_off(ctx.db, ctx.clock, ctx.host.id, bmc, timeout=60.0)
         return advance(f"power reads back {ctx.power}", power=str(ctx.power))
