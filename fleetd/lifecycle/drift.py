@@ -1,7 +1,8 @@
 """What a host was before a lease against what it is after it: pure comparison, each difference named before -> after.
 
 A snapshot is what the deploy environment reads and no tenant should be able to change: firmware, board, drives, NICs, PCI
-devices, the keys that decide what may boot, the TPM. Everything in it came from the host: bounded and made printable.
+devices, the keys that decide what may boot, the TPM; and the accounts of the BMC, of which a tenant can make one from the
+host. Everything in it came from the host or its BMC: bounded and made printable.
 """
 
 from __future__ import annotations
@@ -11,19 +12,22 @@ import binascii
 import hashlib
 import re
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
 
 from fleetd.checks.judge import clean
 from fleetd.kit.errors import Garbled
+from fleetd.model.bmc import BmcAccount
 from fleetd.model.check import Action
 
 FACT = "snapshot"  # versioned in the ledger: a host that did not change keeps one row through all its leases
 MAX_SNAPSHOT = 1024 * 1024  # bytes, unpacked
 MAX_ITEMS = 2048
 NOTHING = "nothing"
+ACCOUNTS, _ACCOUNT = "BMC accounts", "BMC account"  # whether there is a list; the beginning of each part of it
+TOLD, NOT_TOLD, NOT_PICTURED = "told", "not told by this BMC", "not in the picture from before the lease"
 DBX, SETUP = "Secure Boot key dbx", "Secure Boot setup mode"
 _ON_USB = re.compile(r"\d+-\d+(\.\d+)*:\d+\.\d+")  # a USB interface, where a NIC on PCI has its PCI address
 _SIZE = re.compile(r", (\d{1,10}) bytes")
@@ -44,14 +48,14 @@ class Difference(NamedTuple):
 Parts = dict[str, tuple[str, Action]]  # part -> (what it reads, what a change of it asks for)
 
 
-def digest(snapshot: Mapping[str, Any]) -> str:
+def digest(now: Parts) -> str:
     """sha256 hex of what is compared."""
-    return hashlib.sha256(msgspec.json.encode(parts(snapshot), order="deterministic")).hexdigest()
+    return hashlib.sha256(msgspec.json.encode(now, order="deterministic")).hexdigest()
 
 
-def pack(snapshot: Mapping[str, Any]) -> str:
+def pack(now: Parts) -> str:
     """The compared parts as one word for the ledger."""
-    told = {part: value for part, (value, _) in parts(snapshot).items()}
+    told = {part: value for part, (value, _) in now.items()}
     raw = msgspec.json.encode(told, order="deterministic")
     return base64.b64encode(zlib.compress(raw, 6)).decode("ascii")
 
@@ -68,9 +72,16 @@ def unpack(word: str) -> dict[str, str]:
         raise Garbled("the stored snapshot cannot be read", why=str(error)[:200]) from error
 
 
-def parts(snapshot: Mapping[str, Any]) -> Parts:
-    """The comparable parts of an inspect report, by name; what it does not hold is missing here too."""
-    found: Parts = {}
+def parts(snapshot: Mapping[str, Any], accounts: Sequence[BmcAccount] | None) -> Parts:
+    """The comparable parts of an inspect report, by name; what it does not hold is missing here too.
+
+    `accounts`: what the BMC lists; None where it tells none, which stands here as that and equals no list.
+    """
+    found: Parts = {ACCOUNTS: (NOT_TOLD if accounts is None else TOLD, Action.CONFIGURE)}
+    for account in accounts or ():
+        name = account.name.replace("\\", "\\\\").replace('"', '\\"')
+        told = f'"{name}", {account.role}, {"enabled" if account.enabled else "disabled"}'
+        _add(found, f"{_ACCOUNT} {clean(account.id, 64)}", clean(told, 256), Action.CONFIGURE)
     for group, label in (("bios", "BIOS"), ("board", "board")):
         for key, value in _items(snapshot.get(group)):
             action = Action.REFLASH if group == "bios" else Action.FIX_INVENTORY
@@ -111,12 +122,23 @@ def complete(snapshot: Mapping[str, Any]) -> list[str]:
 
 
 def compare(before: Mapping[str, str], now: Parts) -> list[Difference]:
-    """What differs, in the order of the names; a part on one side only is a difference too."""
+    """What differs, in the order of the names; a part on one side only is a difference too.
+
+    Where only one side has a list of the BMC's accounts, that is the one difference, and names them all: nobody has seen
+    yet which of them are the site's.
+    """
     found = []
+    listed = before.get(ACCOUNTS) == now.get(ACCOUNTS, ("",))[0]
     for part in sorted(before.keys() | now.keys()):
+        if not listed and of_account(part):
+            if part == ACCOUNTS:
+                was = _listing(before) or before.get(ACCOUNTS, NOT_PICTURED)
+                reads = _listing({name: value for name, (value, _) in now.items()}) or NOT_TOLD
+                found.append(Difference(part, was, reads, Action.CONFIGURE))
+            continue
         was, (reads, action) = before.get(part, NOTHING), now.get(part, (NOTHING, _action_of(part)))
         if was != reads:
-            if was == NOTHING:
+            if was == NOTHING and not of_account(part):
                 action = Action.FIX_INVENTORY  # something that was not there
             found.append(Difference(part, was, reads, action))
     return found
@@ -135,12 +157,24 @@ def signed_update(differences: Iterable[Difference], now: Parts) -> Difference |
     return of_boot[0] if before and after and int(after[1]) > int(before[1]) else None
 
 
+def of_account(part: str) -> bool:
+    """True for a part that is an account of the BMC, or their list."""
+    return part.startswith(_ACCOUNT)
+
+
+def _listing(told: Mapping[str, str]) -> str:
+    each = (f"{part[len(_ACCOUNT) + 1 :]} {value}" for part, value in told.items() if part.startswith(f"{_ACCOUNT} "))
+    return clean("; ".join(each), 1024)
+
+
 def _port(mac: str) -> str:
     """What stays of a port's address: of InfiniBand's 20 bytes only the GUID, the queue pair before it is the driver's."""
     return mac[-23:] if len(mac) == 59 else mac
 
 
 def _action_of(part: str) -> Action:
+    if of_account(part):
+        return Action.CONFIGURE
     return Action.RESEAT if part.startswith(("drive", "NIC", "PCI", "TPM")) else Action.REFLASH
 
 

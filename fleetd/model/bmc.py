@@ -38,6 +38,29 @@ class Login(msgspec.Struct, frozen=True):
         return f"Login(username={self.username!r}, password=***)"
 
 
+MAX_ACCOUNTS = 64  # of one BMC; IPMI counts them with six bits, vendors' tables hold 10 to 32
+_LONGEST = 64  # characters of an id, a name, a role
+
+
+class BmcAccount(msgspec.Struct, frozen=True, kw_only=True):
+    """One account as the BMC tells it, made printable by `told`; who made it nobody can tell.
+
+    `id`: the user id (IPMI) or the resource's id (Redfish), both of which may be reused. `role`: lower case:
+    `administrator`, `operator`, `user` or `readonly`, `no access`, or the vendor's own. `enabled`: it may log in.
+    """
+
+    id: str
+    name: str
+    role: str
+    enabled: bool
+
+
+def told(text: str) -> str:
+    """One printable line of at most 64 characters; what is not printable is escaped, so that two names stay two."""
+    plain = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[: _LONGEST + 1])
+    return plain if len(plain) <= _LONGEST else plain[: _LONGEST - 1] + "…"
+
+
 class SystemInfo(msgspec.Struct, frozen=True, kw_only=True):
     """What a BMC says of the host behind it. Absent values are empty; a placeholder counts as absent."""
 

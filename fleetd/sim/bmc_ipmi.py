@@ -185,7 +185,7 @@ class IpmiResponder:
         if not ipmi.USER <= level <= ipmi.ADMINISTRATOR:
             return rmcp.rakp2(first.tag, ipmi.STATUS_BAD_ROLE, console)
         try:
-            key = password_bytes(controller.host.accounts[name]) if name else None
+            key = password_bytes(controller.host.accounts[name]) if controller.host.may_log_in(name) else None
         except (KeyError, Unsupported):  # no such account, or a password that IPMI cannot carry
             key = None
         if key is None:

@@ -15,6 +15,8 @@ USERS: Final = 10  # user ids; 1 is the nameless one, disabled
 MAX_READ: Final = 64  # bytes of FRU data in one answer
 _MANUFACTURER: Final = 343  # an enterprise number, shown by `mc info`
 
+_LEVELS: Final = {"Operator": ipmi.OPERATOR, "ReadOnly": ipmi.USER}  # of the roles that another wire shows
+
 Answer = tuple[int, bytes]  # completion code, data
 _NO_ARGUMENT: Final[Answer] = (ipmi.WRONG_LENGTH, b"")
 _INVALID: Final[Answer] = (ipmi.INVALID_FIELD, b"")
@@ -35,10 +37,11 @@ class Controller:
 
     def limit(self, name: str) -> int:
         """The highest privilege level of this user."""
-        return self.limits.get(name, ipmi.ADMINISTRATOR)
+        return self.limits.get(name, _LEVELS.get(self.host.roles.get(name, ""), ipmi.ADMINISTRATOR))
 
     def names(self) -> dict[int, str]:
         """User id -> name. Accounts that another wire made get the next free id."""
+        self.users = {user: name for user, name in self.users.items() if name in self.host.accounts}
         known = set(self.users.values())
         for name in self.host.accounts:
             free = next((user for user in range(2, USERS + 1) if user not in self.users), None)
@@ -269,7 +272,7 @@ def _get_access(controller: Controller, data: bytes) -> Answer:
         return _INVALID
     name = controller.names().get(data[1] & 0x3F)
     rights = 0 if name is None else 0x10 | controller.limit(name)
-    enabled = 0x40 if name is not None else 0x80
+    enabled = 0x40 if name is not None and controller.host.may_log_in(name) else 0x80
     return ipmi.OK, bytes((USERS, enabled | len(controller.users), 1, rights))
 
 
@@ -317,7 +320,8 @@ def _set_password(controller: Controller, data: bytes) -> Answer:
     if name is None:
         return _INVALID
     if operation in (ipmi.PASSWORD_DISABLE, ipmi.PASSWORD_ENABLE):
-        return ipmi.OK, b""  # accounts here are always enabled
+        (controller.host.disabled.add if operation == ipmi.PASSWORD_DISABLE else controller.host.disabled.discard)(name)
+        return ipmi.OK, b""
     if len(data) - 2 != (20 if data[0] & ipmi.PASSWORD_20_BYTES else 16):
         return _NO_ARGUMENT
     password = data[2:].rstrip(b"\0").decode("utf-8", "replace")

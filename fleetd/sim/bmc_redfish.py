@@ -320,7 +320,7 @@ def _bad_value(name: str, value: object) -> Refusal:
 
 
 def _good(host: SimHost, username: object, password: object) -> bool:
-    known = host.accounts.get(username) if isinstance(username, str) and username else None
+    known = host.accounts.get(username) if isinstance(username, str) and host.may_log_in(username) else None
     return known is not None and isinstance(password, str) and hmac.compare_digest(known.encode(), password.encode())
 
 

@@ -66,6 +66,7 @@ EXPECTED: dict[str, tuple[str, ...]] = {
     "erase-lies": ("storage.erase",),
     "deaf-bmc": ("FLT-1001", "FLT-1003"),
     "lying-bmc": ("FLT-2004",),
+    "account-added": ("drift.changed",),
     "no-boot": ("FLT-1003", "FLT-2004"),
     "probe-garbage": ("probe.garbled", "FLT-2005"),
 }

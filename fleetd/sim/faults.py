@@ -27,6 +27,7 @@ KINDS: dict[str, str] = {
     "lying-bmc": "the BMC confirms power and boot verbs and does nothing",
     "slow-bmc": "every BMC answer takes long (seconds)",
     "busy-bmc": "the BMC answers 503 / node busy (count)",
+    "account-added": "somebody made an account at the BMC, an administrator (username)",
     "no-boot": "network boot gets no answer; the host never phones home",
     "no-dhcp": "nobody answers its DHCP request: it never asks for its boot script",
     "boots-wrong-device": "it ignores a one-time boot device and starts from its disk",

@@ -100,6 +100,8 @@ class SimHost:
         self.behaviour, self.bmc_address, self.os_address = behaviour, bmc_address, os_address
         self.uuid = str(uuidlib.UUID(bytes=hashlib.md5(f"{site}/{name}".encode(), usedforsecurity=False).digest()))
         self.accounts: dict[str, str] = {username: password}
+        self.roles: dict[str, str] = {}  # RoleId of accounts that are no Administrator
+        self.disabled: set[str] = set()  # accounts that may not log in
         self.record, self.timings, self.faults, self.cluster_uuid = record, timings, faults, cluster_uuid
         self.power_state = PowerState.OFF
         self.boot_once: BootDevice | None = None
@@ -171,6 +173,9 @@ class SimHost:
     def set_password(self, username: str, password: str) -> None:
         self.log("account.password", username=username)
         self.accounts[username] = password
+
+    def may_log_in(self, username: str) -> bool:
+        return username in self.accounts and username not in self.disabled
 
     # --- the machine ---------------------------------------------------------------------------------------------------
 

@@ -331,6 +331,6 @@ class SimBmc:
             **self._head(path, "ManagerAccount.v1_8_0.ManagerAccount"),
             "UserName": username,
             "Password": None,
-            "RoleId": "Administrator" if username else "",
-            "Enabled": bool(username),
+            "RoleId": self.host.roles.get(username, "Administrator") if username else "",
+            "Enabled": self.host.may_log_in(username),
         }

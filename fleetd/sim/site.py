@@ -88,6 +88,7 @@ class SimSite:
         self.ports = ports or site.file.ports
         self.boot_url = boot_url or site.file.boot_url
         self.hosts: dict[str, SimHost] = {}
+        self._strangers: dict[str, str] = {}  # host -> the account that `account-added` made
         self._record = record
         self._by_bmc: dict[str, SimHost] = {}
         self._by_os: dict[str, SimHost] = {}
@@ -225,6 +226,14 @@ class SimSite:
             host.serial = str(fault.params.setdefault("serial", true_serial(self.site.file.seed, spec)))
         if (fault := host.fault("wrong-domain", fire=False)) is not None:
             fault.params.setdefault("cluster_uuid", foreign_uuid(spec.site, spec.nvlink_domain, spec.name))
+
+        stranger = host.fault("account-added", fire=False)
+        made = str(stranger.params.setdefault("username", "mallory")) if stranger is not None else None
+        if (gone := self._strangers.pop(host.name, None)) is not None and gone != made:
+            host.accounts.pop(gone, None)
+        if made is not None:
+            self._strangers[host.name] = made
+            host.accounts.setdefault(made, "known-to-a-tenant")
 
     # --- the rehearsal's hand (control.py) -----------------------------------------------------------------------
 

@@ -59,6 +59,7 @@ PARAMETERS: dict[str, frozenset[str]] = {
     "deaf-bmc": frozenset({"mode"}),
     "slow-bmc": frozenset({"seconds"}),
     "busy-bmc": frozenset({"retry_after"}),
+    "account-added": frozenset({"username"}),
     "probe-garbage": frozenset({"mode"}),
     "wrong-mac": frozenset({"mac"}),
     "disk-too-small": frozenset({"drive", "bytes"}),
@@ -72,7 +73,7 @@ MODES: dict[str, frozenset[str]] = {
     "deaf-bmc": frozenset({"silent", "refuse"}),
     "probe-garbage": frozenset({"huge", "truncated", "text", "other-boot", "other-host"}),
 }
-_WORDS = frozenset({"mode", "serial", "cluster_uuid", "mac"})  # parameters that are never numbers
+_WORDS = frozenset({"username", "mode", "serial", "cluster_uuid", "mac"})  # parameters that are never numbers
 
 
 class FaultSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True, omit_defaults=True):

@@ -6,7 +6,7 @@ Both sides need the same table: the driver asks by it, the simulator answers by 
 from __future__ import annotations
 
 import uuid
-from typing import Final
+from typing import Final, NamedTuple
 
 from fleetd.kit.errors import Garbled
 from fleetd.model.power import BootDevice
@@ -51,6 +51,12 @@ OPERATOR: Final = 3
 ADMINISTRATOR: Final = 4
 
 THIS_CHANNEL: Final = 0x0E
+
+# Get User Access (IPMI 22.27): the low four bits of byte 4, by channel
+USER_LEVELS: Final = {1: "callback", 2: "user", 3: "operator", 4: "administrator", 5: "oem", 15: "no access"}
+NO_ACCESS: Final = 15
+USER_DISABLED: Final = 2  # bits 7:6 of byte 2; 0 is "not told", which is no "disabled"
+MESSAGING: Final = 0x10  # byte 4: the user may send IPMI messages, that is, log in over this channel
 
 # Chassis Control (IPMI 28.3)
 POWER_DOWN, POWER_UP, POWER_CYCLE, HARD_RESET, DIAGNOSTIC, SOFT_DOWN = range(6)
@@ -169,6 +175,30 @@ def code_text(code: int) -> str:
 def status_text(status: int) -> str:
     """`unauthorised name (0x0d)`."""
     return f"{STATUS_TEXT.get(status, 'an unknown status')} ({status:#04x})"
+
+
+# --- Get User Access (IPMI 22.27) -----------------------------------------------------------------------------------
+
+
+class UserAccess(NamedTuple):
+    """What one user may do on the channel that was asked about. `users`: how many ids this BMC has (six bits)."""
+
+    users: int
+    level: int
+    enabled: bool
+
+    @property
+    def role(self) -> str:
+        """Its privilege limit in the standard's word."""
+        return USER_LEVELS.get(self.level, f"level {self.level}")
+
+
+def read_user_access(data: bytes) -> UserAccess:
+    """The four bytes after the completion code. Raises Garbled."""
+    if len(data) < 4:
+        raise Garbled(f"a user access of {len(data)} bytes")
+    enabled = data[1] >> 6 != USER_DISABLED and bool(data[3] & MESSAGING)
+    return UserAccess(data[0] & 0x3F, data[3] & 0x0F, enabled)
 
 
 # --- Get Channel Cipher Suites (IPMI 22.15) -------------------------------------------------------------------------

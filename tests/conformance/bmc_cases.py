@@ -218,6 +218,24 @@ async def a_new_password_is_the_only_one(bmc: Bmc, host: SimHost, reopen: Reopen
         await reopen(old)
 
 
+async def accounts_are_told_and_a_strangers_shows(bmc: Bmc, host: SimHost, reopen: Reopen) -> None:
+    ours = next(iter(host.accounts))
+    (before,) = await bmc.accounts(timeout=WITHIN)
+    assert (before.name, before.role, before.enabled) == (ours, "administrator", True)
+    await bmc.set_password("another-One-42", timeout=WITHIN)
+    assert await bmc.accounts(timeout=WITHIN) == (before,)
+    host.accounts |= {"mallory": "m", "guest": "g"}
+    host.roles["guest"] = "Operator"
+    host.disabled.add("guest")
+    first, *others = await bmc.accounts(timeout=WITHIN)
+    assert first == before
+    assert [(a.name, a.role, a.enabled) for a in others] == [
+        ("mallory", "administrator", True),
+        ("guest", "operator", False),
+    ]
+    assert len({first.id, *(a.id for a in others)}) == 3
+
+
 async def a_wrong_password_is_refused(bmc: Bmc, host: SimHost, reopen: Reopen) -> None:
     with pytest.raises(AuthFailed):
         await reopen("not-the-password")
@@ -318,6 +336,7 @@ ALL: tuple[Case, ...] = (
     system_tells_who_the_host_is,
     a_placeholder_serial_counts_as_absent,
     a_new_password_is_the_only_one,
+    accounts_are_told_and_a_strangers_shows,
     a_wrong_password_is_refused,
     a_bmc_reset_is_accepted_and_spares_the_host,
     close_is_safe_to_repeat,

@@ -10,10 +10,11 @@ from typing import Any
 
 import msgspec
 
-from fleetd.kit.errors import DeadlineExceeded
+from fleetd.kit.errors import DeadlineExceeded, Unsupported
 from fleetd.lifecycle.boottrail import Diagnosis, Entry
 from fleetd.lifecycle.outcome import Outcome
 from fleetd.lifecycle.steps.base import Step, StepContext
+from fleetd.model.bmc import BmcAccount
 from fleetd.model.boot import Boot
 from fleetd.model.image import ImageFormat, Manifest
 from fleetd.model.power import BootDevice, PowerState, PowerVerb
@@ -80,6 +81,9 @@ class FakeBmc:
 
     def __init__(self) -> None:
         self.did: list[str] = []
+        self.listed: tuple[BmcAccount, ...] | None = (
+            BmcAccount(id="2", name="root", role="administrator", enabled=True),
+        )
 
     async def power(self, verb: PowerVerb, *, timeout: float) -> PowerState:
         self.did.append(str(verb))
@@ -93,6 +97,11 @@ class FakeBmc:
 
     async def eject_media(self, *, timeout: float) -> None:
         self.did.append("eject")
+
+    async def accounts(self, *, timeout: float) -> tuple[BmcAccount, ...]:
+        if self.listed is None:
+            raise Unsupported("no account service")
+        return self.listed
 
 
 class FakeBoots:
@@ -182,6 +191,7 @@ class Bench:
         wires: Any = SimpleNamespace(
             shells=shell,
             host=None,
+            bmc_patience=5.0,
             boots=self.boots,
             credentials=SimpleNamespace(keep_seed=keep, seed=kept),
             images=SimpleNamespace(manifest=manifest),

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from fleetd.lifecycle import drift
 from fleetd.lifecycle.outcome import Advance, Fail
 from fleetd.lifecycle.steps import registry
+from fleetd.model.bmc import BmcAccount
 from fleetd.model.check import Action
 from fleetd.model.host import Maintenance
 from fleetd.store import hosts as host_rows
@@ -75,6 +76,59 @@ async def test_a_change_that_is_meant_goes_through_maintenance_and_is_told():
         assert "BIOS version" in outcome.evidence["differences"]
 
 
+ROOT = BmcAccount(id="2", name="root", role="administrator", enabled=True)
+GUEST = BmcAccount(id="5", name="guest", role="user", enabled=False)
+
+
+@pytest.mark.parametrize(
+    ("account", "said"),
+    [
+        (msgspec.structs.replace(GUEST, id="6", name="mallory", enabled=True), 'nothing -> "mallory", user, enabled'),
+        (msgspec.structs.replace(GUEST, name="mallory"), '"guest", user, disabled -> "mallory", user, disabled'),
+        (msgspec.structs.replace(GUEST, role="administrator"), 'user, disabled -> "guest", administrator, disabled'),
+        (msgspec.structs.replace(GUEST, enabled=True), 'disabled -> "guest", user, enabled'),
+    ],
+)
+@pytest.mark.parametrize("pending", [False, True])
+async def test_an_account_made_or_changed_during_the_lease_is_shown_to_a_person(account, said, pending):
+    async with bench() as b:
+        b.bmc.listed = (ROOT, GUEST)
+        await b.do(registry.get("snapshot"), inspected())
+        b.bmc.listed = (ROOT, account) if account.id == GUEST.id else (ROOT, GUEST, account)
+        if pending:  # asked before anybody could know of it: no acceptance
+            asked = Maintenance(owner="ada", reason="a fan", until=9.0, requested_at=1.0)
+            b.host = msgspec.structs.replace(
+                b.host, status=msgspec.structs.replace(b.host.status, pending_maintenance=asked)
+            )
+        outcome, _ = await b.do(registry.get("drift-check"), inspected())
+        assert isinstance(outcome, Fail)
+        assert (outcome.finding.code, outcome.finding.action) == ("drift.changed", Action.CONFIGURE)
+        assert outcome.finding.parts == (f"BMC account {account.id}",)
+        assert said in outcome.evidence["differences"][f"BMC account {account.id}"]
+        assert "remove or reset it at the BMC" in outcome.finding.remedy
+        assert "maintenance" in outcome.finding.remedy
+
+
+@pytest.mark.parametrize(("before", "after"), [((ROOT,), None), (None, (ROOT,))])
+async def test_a_bmc_that_tells_no_accounts_equals_no_list(before, after):
+    async with bench() as b:
+        b.bmc.listed = before
+        await b.do(registry.get("snapshot"), inspected())
+        assert isinstance((await b.do(registry.get("drift-check"), inspected()))[0], Advance)
+        b.bmc.listed = after
+        outcome, _ = await b.do(registry.get("drift-check"), inspected())
+        assert isinstance(outcome, Fail)
+        assert outcome.finding.parts == (drift.ACCOUNTS,)
+        assert "administrator, enabled" in outcome.evidence["differences"][drift.ACCOUNTS]
+
+
+def test_a_picture_from_before_accounts_were_compared_is_no_pass():
+    now = drift.parts(SNAPSHOT, (ROOT,))
+    old = {part: value for part, (value, _) in now.items() if not drift.of_account(part)}
+    (found,) = drift.compare(old, now)
+    assert found == (drift.ACCOUNTS, drift.NOT_PICTURED, '2 "root", administrator, enabled', Action.CONFIGURE)
+
+
 async def test_no_picture_is_no_pass():
     async with bench() as b:
         outcome, _ = await b.do(registry.get("drift-check"), inspected())
@@ -108,6 +162,6 @@ _snapshots = st.dictionaries(
 @given(_snapshots)
 def test_any_snapshot_equals_itself_and_survives_the_ledger(snapshot):
     """Whatever a hostile host sends: comparing never raises, and a host that did not change did not drift."""
-    parts = drift.parts(snapshot)
-    assert drift.compare(drift.unpack(drift.pack(snapshot)), parts) == []
+    parts = drift.parts(snapshot, None)
+    assert drift.compare(drift.unpack(drift.pack(parts)), parts) == []
     assert all(text.isprintable() for part, (value, _) in parts.items() for text in (part, value))

@@ -369,6 +369,27 @@ async def test_a_part_swapped_during_the_lease_keeps_the_host_out_until_it_is_br
         assert host.state is State.AVAILABLE, host.status.findings
 
 
+@pytest.mark.parametrize("ipmi", [False, True])
+async def test_an_account_made_at_the_bmc_during_the_lease_keeps_the_host_out_until_it_is_gone(tmp_path, ipmi):
+    async with world(tmp_path, Plan(ipmi=ipmi)) as w:
+        await w.apply()
+        await w.run("rack-bringup")
+        held = await lease(w)
+        await lease_is(w, held, LeaseState.ACTIVE)
+        w.sim.break_host(NAME, "account-added")
+        await w.services.leases.release(held, who=ADMIN)
+        host = await until(w, lambda host: host.state in (State.QUARANTINED, State.AVAILABLE))
+        assert host.state is State.QUARANTINED
+        (finding,) = host.status.findings
+        assert (finding.code, finding.action) == ("drift.changed", Action.CONFIGURE)
+        assert '"mallory", administrator, enabled' in finding.message
+        assert "mallory" in w.sim.hosts[NAME].accounts  # compared, never removed by us: it may be the site's own
+        w.sim.repair(NAME, "account-added")  # a technician does, at the BMC
+        run = await w.services.hosts.release(NAME, who=ADMIN)
+        assert (await w.ended(run.id)).state is RunState.PASSED
+        assert (await w.host()).state is State.AVAILABLE
+
+
 async def test_a_drive_of_another_host_is_not_touched(tmp_path):
     async with world(tmp_path, Plan(count=2)) as w:
         await w.apply()
@@ -536,6 +557,7 @@ def test_the_shipped_playbooks_have_the_new_steps_in_their_order():
     assert (
         reclaim.index("wipe") < reclaim.index("clear-tpm") < reclaim.index("drift-check") < reclaim.index("write-image")
     )
+    assert reclaim.index("rekey") < reclaim.index("drift-check")  # the accounts are read when ours is nobody else's
     assert handover.index("snapshot") < handover.index("write-image")
     assert "wipe" not in handover
     assert bringup.index("wipe") < bringup.index("write-image") < bringup.index("boot-order")

@@ -229,6 +229,17 @@ async def test_ipmi_sim_passwords(peer: Peer) -> None:
         await peer.open("first-password")
 
 
+async def test_ipmi_sim_accounts(peer: Peer) -> None:
+    bmc = await peer.open()
+    before = await bmc.accounts(timeout=10)
+    assert [(a.id, a.name, a.role, a.enabled) for a in before] == [
+        ("2", "root", "administrator", True),
+        ("3", "fleet", "administrator", True),
+    ]
+    await bmc.set_password("sixteen-bytes-ok", timeout=5)
+    assert await bmc.accounts(timeout=10) == before
+
+
 async def test_ipmi_sim_has_no_cold_reset_and_we_say_so(peer: Peer) -> None:
     bmc = await peer.open()
     with pytest.raises(Unsupported, match="cold reset"):

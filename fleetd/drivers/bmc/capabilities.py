@@ -10,7 +10,7 @@ from typing import Protocol
 
 import msgspec
 
-from fleetd.model.bmc import Login, SystemInfo
+from fleetd.model.bmc import BmcAccount, Login, SystemInfo
 from fleetd.model.bmc import Protocol as WireName
 from fleetd.model.power import BootDevice, PowerState, PowerVerb
 
@@ -56,6 +56,13 @@ class Inventory(Protocol):
 
 
 class Accounts(Protocol):
+    async def accounts(self, *, timeout: float) -> tuple[BmcAccount, ...]:
+        """Every account that this wire tells, disabled ones too, in the BMC's order; slots that nobody has are left out.
+
+        Never empty, never cut short, at most 64. Raises Unsupported where the BMC keeps no list of its own (none at all,
+        or all of them come from a directory), Garbled where it tells more than 64.
+        """
+
     async def set_password(self, password: str, *, timeout: float) -> None:
         """Give our own account this password. The caller stored it before, and proves it after by a new session."""
 

@@ -19,7 +19,7 @@ from fleetd.kit.clock import Clock, SystemClock
 from fleetd.kit.errors import AuthFailed, Busy, DeadlineExceeded, FleetError, Garbled, Lied, Unreachable, Unsupported
 from fleetd.kit.retry import backoff
 from fleetd.kit.tasks import deadline, gather_bounded
-from fleetd.model.bmc import SystemInfo, is_placeholder
+from fleetd.model.bmc import BmcAccount, SystemInfo, is_placeholder, told
 from fleetd.model.power import BootDevice, PowerState, PowerVerb
 from fleetd.wire import ipmi
 from fleetd.wire.rakp import MAX_PASSWORD, name_bytes, password_bytes
@@ -30,6 +30,7 @@ LOGIN_TRIES: Final = 4  # while the BMC's session table is full
 _FIRST_POLL, _LAST_POLL = 0.05, 2.0  # seconds between two read-backs of a power verb
 _CLOSE_PATIENCE: Final = 3.0  # seconds for a polite log-out
 _MAX_USERS: Final = 63  # user ids have six bits (IPMI 22.26)
+_NO_SUCH_USER: Final = frozenset((ipmi.OUT_OF_RANGE, ipmi.NOT_PRESENT, ipmi.INVALID_FIELD))
 _SHORT_PASSWORD: Final = 16  # bytes that every BMC can hold (IPMI 22.30)
 _ANOTHER_PASSWORD: Final = frozenset((ipmi.PASSWORD_WRONG, ipmi.PASSWORD_WRONG_SIZE))
 _SUITES_KEPT: Final = 100_000  # addresses whose cipher suite is remembered
@@ -229,6 +230,38 @@ class IpmiBmc:
         return "".join(char for char in raw.decode("utf-8", "replace") if char.isprintable()).strip()
 
     # --- accounts, reset --------------------------------------------------------------------------------------------
+
+    async def accounts(self, *, timeout: float) -> tuple[BmcAccount, ...]:
+        """Every user id of this BMC that has a name or may log in (IPMI 22.27, 22.29), with its rights on our channel.
+
+        A user's limit and its messaging are set for each channel by itself: what a user may do on another one, such as a
+        second LAN port or the serial line, is not told here. Its name and whether it is disabled hold for all.
+        """
+        end = self._end(timeout)
+        found, user, last = [], 1, 1
+        while user <= last:
+            asked = bytes((ipmi.THIS_CHANNEL, user))
+            code, data = await self._ask(ipmi.APP, ipmi.GET_USER_ACCESS, asked, end, ipmi.ADMINISTRATOR)
+            if code != ipmi.OK and (user == 1 or code not in _NO_SUCH_USER):
+                raise failure(f"{self._address[0]}: the access of user {user}", code)
+            access = ipmi.read_user_access(data) if code == ipmi.OK else None
+            if user == 1 and access is not None:
+                last = min(access.users, _MAX_USERS)
+            # Many answer "invalid field" for an id without a name (ipmitool's user list takes it as that, too).
+            code, data = await self._ask(ipmi.APP, ipmi.GET_USER_NAME, bytes((user,)), end, ipmi.ADMINISTRATOR)
+            if code != ipmi.OK and code not in _NO_SUCH_USER:
+                raise failure(f"{self._address[0]}: the name of user {user}", code)
+            name = told(data[:16].rstrip(b"\0 ").decode("utf-8", "backslashreplace")) if code == ipmi.OK else ""
+            if access is None and name:
+                found.append(BmcAccount(id=str(user), name=name, role="not told", enabled=True))
+            elif access is not None and (name or (access.enabled and access.level != ipmi.NO_ACCESS)):
+                found.append(BmcAccount(id=str(user), name=name, role=access.role, enabled=access.enabled))
+            user += 1
+        if not found:
+            raise Unsupported(
+                f"{self._address[0]}: the BMC lists no user", why="its accounts come from elsewhere (LDAP)"
+            )
+        return tuple(found)
 
     async def set_password(self, password: str, *, timeout: float) -> None:
         """Give our own account this password, and let the BMC test it where it can.

@@ -12,7 +12,7 @@ from fleetd.drivers.bmc.redfish_http import Http, read_certificate_pin
 from fleetd.drivers.bmc.session import Call, Session, within
 from fleetd.kit.clock import Clock, SystemClock
 from fleetd.kit.errors import Busy, Unreachable, Unsupported
-from fleetd.model.bmc import SystemInfo, is_placeholder
+from fleetd.model.bmc import BmcAccount, SystemInfo, is_placeholder
 from fleetd.model.power import BootDevice, PowerState, PowerVerb
 
 
@@ -81,6 +81,12 @@ class RedfishBmc:
 
     async def system(self, *, timeout: float) -> SystemInfo:
         return await within(self._clock, timeout, "reading the system", self._name, self._read_system)
+
+    async def accounts(self, *, timeout: float) -> tuple[BmcAccount, ...]:
+        async def work(call: Call) -> tuple[BmcAccount, ...]:
+            return await redfish_accounts.accounts(self.session, call)
+
+        return await within(self._clock, timeout, "reading the accounts", self._name, work)
 
     async def set_password(self, password: str, *, timeout: float) -> None:
         async def work(call: Call) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from fleetd.checks.judge import clean, stronger
-from fleetd.kit.errors import Garbled
+from fleetd.kit.errors import Garbled, Unsupported
 from fleetd.kit.logs import get
 from fleetd.lifecycle import drift
 from fleetd.lifecycle.outcome import Outcome, advance, fail
@@ -42,13 +42,28 @@ class _Inspect(OnDeploy):
             action=Action.RETEST,
         )
 
+    @staticmethod
+    async def seen(ctx: StepContext, report: HostReport) -> drift.Parts:
+        """What is compared: the report, and the accounts as the BMC itself tells them now.
+
+        A BMC without a list is noted as that. One that does not answer raises, and the step is done again: no picture is
+        taken without it.
+        """
+        bmc = await ctx.bmc()
+        try:
+            accounts = await bmc.accounts(timeout=ctx.wires.bmc_patience)
+        except Unsupported as error:
+            log.warning("drift.accounts-not-told", host=ctx.host.name, error=str(error))
+            return drift.parts(report.snapshot, None)
+        return drift.parts(report.snapshot, accounts)
+
 
 class Snapshot(_Inspect):
     """Kept as a versioned fact of the host: a new row only when something changed since the last one."""
 
     name = "snapshot"
     summary = (
-        "read firmware, board, drives, NICs, PCI, EFI keys and TPM, and keep them for the comparison after the lease"
+        "read firmware, board, drives, NICs, PCI, EFI keys, TPM and BMC accounts, and keep them for after the lease"
     )
     touches = True  # a picture with another host's drive in it would later call its absence a change
     needs = frozenset({"managed", "deploy"})
@@ -60,9 +75,9 @@ class Snapshot(_Inspect):
     async def judge(self, ctx: StepContext, report: HostReport) -> Outcome:
         if (wrong := self.incomplete(report)) is not None:
             return wrong
-        seen = drift.parts(report.snapshot)
-        digest = drift.digest(report.snapshot)
-        ctx.ops += host_rows.record_facts(ctx.host.id, {drift.FACT: drift.pack(report.snapshot)}, ctx.clock.wall())
+        seen = await self.seen(ctx, report)
+        digest = drift.digest(seen)
+        ctx.ops += host_rows.record_facts(ctx.host.id, {drift.FACT: drift.pack(seen)}, ctx.clock.wall())
         return advance(
             f"{len(seen)} parts noted, sha256 {digest[:12]}",
             digest=digest,
@@ -76,15 +91,16 @@ class DriftCheck(_Inspect):
 
     A change that is meant is accepted by asking for maintenance: nobody leases the host while that is pending, it takes
     effect when the host is reclaimed, and from it the host comes back only by enrolling, with a proof and a picture anew.
+    Asking beforehand accepts no change of the BMC's accounts: those are shown to a person first.
     """
 
     name = "drift-check"
-    summary = "compare firmware, parts and boot keys with the picture taken before the lease"
+    summary = "compare firmware, parts, boot keys and BMC accounts with the picture taken before the lease"
     needs = frozenset({"managed", "deploy"})
     gives = frozenset({"drift-checked"})
 
     def plan(self, host: Host, params: Any) -> str:
-        return "compare firmware, board, drives, NICs, PCI, EFI keys and TPM with before the lease"
+        return "compare firmware, board, drives, NICs, PCI, EFI keys, TPM and BMC accounts with before the lease"
 
     async def judge(self, ctx: StepContext, report: HostReport) -> Outcome:
         if (wrong := self.incomplete(report)) is not None:
@@ -96,7 +112,7 @@ class DriftCheck(_Inspect):
             f"`fleetctl host maintenance {name}`, then `fleetctl host release {name}`: it goes through maintenance and"
             " enrolling, is proven anew and a new picture is taken"
         )
-        now = drift.parts(report.snapshot)
+        now = await self.seen(ctx, report)
         before = None
         if kept is not None:
             try:
@@ -106,7 +122,8 @@ class DriftCheck(_Inspect):
         found = drift.compare(before, now) if before is not None else []
         told = {one.part: f"{one.before} -> {one.after}" for one in found[:256]}
         pending = ctx.host.status.pending_maintenance
-        if pending is not None and (found or before is None):
+        accounts = [one.part for one in found if drift.of_account(one.part)]
+        if pending is not None and not accounts and (found or before is None):
             return advance(
                 f"{len(found)} parts changed; {clean(pending.owner, 64)} asked for maintenance, which comes before any lease",
                 differences=told,
@@ -126,7 +143,7 @@ class DriftCheck(_Inspect):
             return advance(
                 f"{len(now)} parts are as they were before the lease"
                 + ("" if update is None else "; Secure Boot's ban list grew by a signed update"),
-                digest=drift.digest(report.snapshot),
+                digest=drift.digest(now),
                 parts=len(now),
                 differences={} if update is None else told,
             )
@@ -137,7 +154,13 @@ class DriftCheck(_Inspect):
         outcome = fail(
             "drift.changed",
             "changed since before the lease: " + "; ".join(map(str, found[:SHOWN])) + more,
-            remedy=f"look at {', '.join(one.part for one in found[:SHOWN])}: put it back as it was, then retest; if the"
+            remedy=(
+                f"a tenant may have made {', '.join(accounts[:SHOWN])}: remove or reset it at the BMC, unless it is the"
+                " site's own; "
+                if accounts
+                else ""
+            )
+            + f"look at {', '.join(one.part for one in found[:SHOWN])}: put it back as it was, then retest; if the"
             f" change is meant, {again}",
             action=action,
             parts=tuple(one.part for one in found[:64]),
