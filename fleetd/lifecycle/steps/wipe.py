@@ -18,6 +18,7 @@ from fleetd.store import hosts as host_rows
 # Bytes a second that the slowest disk worth keeping is written with. A disk of 20 TB so has 69 hours: twice what it needs,
 # as one erase that fails may come before the overwrite.
 RATE = 80e6
+NVME_RATE = 500_000_000  # bytes a second; QLC flash, once its cache is full
 ABREAST = 16  # drives that the host erases at once
 MOST_SECONDS = 96 * 3600.0  # whatever sizes a host tells
 
@@ -36,10 +37,10 @@ class Wipe(OnDeploy):
     spoils = frozenset({"image"})
 
     def seconds_for(self, drives: Sequence[DriveReport]) -> float:
-        """A disk that only overwriting erases, or that takes as long by itself, may take its size at `RATE`."""
-        slow = [drive.bytes for drive in drives if not drive.name.startswith("nvme")]
-        rounds = -(-len(slow) // ABREAST)
-        return min(MOST_SECONDS, max(self.seconds, rounds * max(slow, default=0) / RATE))
+        """What overwriting all of them would take: which drive refuses its own erase is known only when it did."""
+        each = [drive.bytes / (NVME_RATE if drive.name.startswith("nvme") else RATE) for drive in drives]
+        rounds = -(-len(each) // ABREAST)
+        return min(MOST_SECONDS, max(self.seconds, rounds * max(each, default=0.0)))
 
     def plan(self, host: Host, params: Any) -> str:
         return "ERASE every drive of the host by its own means or by overwriting, then read samples back"
