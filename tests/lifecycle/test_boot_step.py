@@ -86,7 +86,7 @@ async def test_a_host_has_the_time_of_its_sku_unless_the_playbook_says_otherwise
         assert f"within {seconds:.0f} s" in retry.error
 
 
-@pytest.mark.parametrize("patience", [0, -1.0, 29.9, 1201, 3600.0, float("nan"), float("inf")])
+@pytest.mark.parametrize("patience", [0, -1.0, 1201, 3600.0, float("nan"), float("inf")])
 def test_a_patience_that_the_step_could_not_keep_is_refused(patience):
     with pytest.raises(Invalid, match="patience"):
         decode_params(registry.get("boot"), {"to": "disk", "patience": patience})

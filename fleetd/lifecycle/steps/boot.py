@@ -25,7 +25,7 @@ DEVICE_SECONDS, POWER_SECONDS = 60.0, 120.0
 START_SECONDS = (
     MEDIA_SECONDS + DEVICE_SECONDS + POWER_SECONDS
 )  # most between arming and power-on: no part of the patience
-PATIENCE = msgspec.Meta(ge=BOOT_SECONDS[0], le=BOOT_SECONDS[1])
+PATIENCE = msgspec.Meta(gt=0, le=BOOT_SECONDS[1])
 TRIES = 2  # boots before a host that does not come is a finding
 _LOOK = "look at its console; check cable and DHCP of the boot NIC, and the boot order"
 
@@ -45,7 +45,7 @@ class BootStep(Step):
     class Params(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         """`to`: deploy (RAM environment) or disk. `via`: how deploy reaches the host, in place of what its SKU says.
 
-        `patience`: seconds from power-on to the phone-home, 30 to 1200, in place of its SKU's `boot_patience`.
+        `patience`: seconds from power-on to the phone-home, above 0 and at most 1200, in place of its SKU's `boot_patience`.
         """
 
         to: Literal["deploy", "disk"]
