@@ -44,6 +44,7 @@ FILE_RATE = 16 * 1024  # bytes a second below which a client of these counts as 
 RETRY_AFTER = 5.0  # seconds; iPXE (measured) and the deploy environment come again by themselves
 REPLACED_SECONDS, REPLACED_TIMES = 180.0, 2  # then a ROM is used as it is: what we gave it did not help
 WARNINGS, WARNINGS_SECONDS = 10, 60.0  # lines in the log of one kind
+REFUSALS = 3  # of one address in that time, so that none hides the others
 _PLAIN = re.compile(r"[ -~]{0,128}")
 _KEY = re.compile(r"(ssh-ed25519|ssh-rsa|ecdsa-sha2-nistp(?:256|384|521)) [A-Za-z0-9+/]{40,2000}={0,2}( [ -~]{0,200})?")
 
@@ -140,6 +141,7 @@ class BootListener:
         self.tftp = tftp
         self._drain = drain
         self._meter = Meter(WARNINGS, WARNINGS_SECONDS)
+        self._refusals = Meter(REFUSALS, WARNINGS_SECONDS)
         self._flowing: dict[str, int] = {}  # source -> transfers of files
         self._replaced: OrderedDict[str, tuple[float, int]] = OrderedDict()  # MAC -> steady second, times
         self._runner: web.AppRunner | None = None
@@ -226,10 +228,13 @@ class BootListener:
         try:
             return await handler(request)
         except web.HTTPException as error:
+            self._refused(request, error.status)
             return _problem(error.status, "", error.reason, close=error.status == 413)
         except FleetError as error:
             if error.status >= 500 and not isinstance(error, Busy):
                 self._warn(error.code, "boot.request", path=request.path, source=_source(request), error=str(error))
+            elif isinstance(error, NotFound | Invalid):
+                self._refused(request, error.status)
             if isinstance(error, Temporary):
                 return _problem(503, error.code, error.title, retry_after=error.retry_after or RETRY_AFTER)
             return _problem(error.status, error.code, error.title)
@@ -240,6 +245,13 @@ class BootListener:
         except Exception as error:  # noqa: BLE001 - a slip of ours: told to the log, not to the network
             self._slipped(error, path=request.path, source=_source(request))
             return _problem(500, FleetError.code, FleetError.title, close=True)
+
+    def _refused(self, request: web.Request, status: int) -> None:
+        """Who asks for what is not here, or in a way that no firmware does, is written down. (The desk audits the rest.)"""
+        source = _source(request)
+        if self._refusals.take(source, self._clock.steady()) is not None:
+            # without its query, which may hold a ticket
+            self._warn("refused", "boot.refused", source=source, path=ascii(request.path[:200]), status=str(status))
 
     def _warn(self, key: str, event: str, **fields: str) -> None:
         """Whoever calls often fills no log."""

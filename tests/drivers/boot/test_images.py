@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import io
 import json
+import logging
 import os
 import socket
 from pathlib import Path
@@ -18,7 +20,7 @@ from fleetd.drivers.boot import admission, images, listener, transfer
 from fleetd.drivers.boot.admission import Admission, Limits
 from fleetd.drivers.boot.capabilities import ImageGrant
 from fleetd.drivers.boot.files import PLACEHOLDER, URL_BYTES, Files, prepare_iso
-from fleetd.drivers.boot.listener import BootListener
+from fleetd.drivers.boot.listener import REFUSALS, BootListener
 from fleetd.kit.clock import LoopClock
 from fleetd.kit.errors import Conflict, Denied, Invalid, Unreachable
 from tests.host_rig import Desk
@@ -78,6 +80,16 @@ async def raw(port: int, request: bytes, seconds: float = 5.0) -> bytes:
         writer.close()
 
 
+def written_down(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
+    """What the listener logs from here on."""
+    lines = io.StringIO()
+    log = structlog.wrap_logger(
+        structlog.WriteLogger(lines), wrapper_class=structlog.make_filtering_bound_logger(logging.INFO)
+    )
+    monkeypatch.setattr(listener, "log", log)
+    return lines
+
+
 async def test_files_have_fixed_names(tmp_path):
     async with rig(tmp_path) as r:
         for path, body in (("/deploy/vmlinuz", b"kernel" * 1000), ("/deploy/initrd", b"initrd" * 1000)):
@@ -117,7 +129,8 @@ async def test_files_have_fixed_names(tmp_path):
         "http://other/deploy/secret",
     ],
 )
-async def test_no_path_leads_elsewhere(tmp_path, path):
+async def test_no_path_leads_elsewhere_and_who_tried_is_written_down(tmp_path, path, monkeypatch):
+    lines = written_down(monkeypatch)
     async with rig(tmp_path) as r:
         request = f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode()
         answer = await raw(r.listener.port, request)
@@ -125,6 +138,22 @@ async def test_no_path_leads_elsewhere(tmp_path, path):
         assert b"not for the network" not in answer
         assert b"root:" not in answer
         assert str(tmp_path).encode() not in answer
+    said = lines.getvalue()
+    assert "boot.refused" in said
+    assert "127.0.0.1" in said
+    assert TICKET not in said
+
+
+async def test_a_flood_of_refused_paths_fills_no_log_and_a_path_breaks_no_line(tmp_path, monkeypatch):
+    lines = written_down(monkeypatch)
+    async with rig(tmp_path) as r:
+        for n in range(40):
+            await raw(
+                r.listener.port, f"GET /{n}%0aroot:%1b[2J HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode()
+            )
+    said = lines.getvalue()
+    assert said.count("boot.refused") == said.count("\n") == REFUSALS
+    assert "\x1b" not in said
 
 
 async def test_an_image_needs_the_ticket_of_this_very_image(tmp_path):
