@@ -87,7 +87,15 @@ def is_sqlite_busy(error: sqlite3.Error) -> bool:
     return (getattr(error, "sqlite_errorname", "") or "").startswith("SQLITE_BUSY")
 
 
-DRIVER: Final = (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError, ValueError, OverflowError)
+DRIVER: Final = (
+    asyncpg.PostgresError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,  # "another operation is in progress": the server ended the session in that very moment
+    OSError,
+    TimeoutError,
+    ValueError,
+    OverflowError,
+)
 _INDEXES: Final[dict[str, str]] = {
     str(index.name): ", ".join(f"{table.name}.{column.name}" for column in index.columns)
     for table in metadata.tables.values()
@@ -105,6 +113,7 @@ def is_lost(error: BaseException) -> bool:
         error,
         asyncpg.PostgresConnectionError
         | asyncpg.InterfaceError
+        | asyncpg.InternalClientError
         | asyncpg.exceptions.OperatorInterventionError
         | asyncpg.exceptions.ReadOnlySQLTransactionError
         | asyncpg.exceptions.IdleInTransactionSessionTimeoutError

@@ -6,12 +6,13 @@ import asyncio
 import sqlite3
 from pathlib import Path
 
+import asyncpg
 import msgspec
 import pytest
 
 from fleetd.kit.errors import Busy, Conflict, FleetError, Garbled, Invalid, NotFound, Temporary, Unreachable
 from fleetd.model.event import Event
-from fleetd.store import access, events, hosts, runs
+from fleetd.store import access, events, failures, hosts, runs
 from fleetd.store.database import Database, open_database
 from tests.store.samples import NOW, a_host, a_run, a_spec, in_run
 
@@ -246,3 +247,12 @@ async def test_every_error_of_the_ledger_has_a_remedy(db: Database) -> None:
         await db.commit([hosts.insert(a_host(1))])
     assert caught.value.remedy
     assert caught.value.why
+
+
+@pytest.mark.parametrize(
+    "error", [asyncpg.InternalClientError("another operation (2) is in progress"), OSError("reset")]
+)
+def test_a_session_that_ended_under_a_statement_is_lost_and_tried_again(error):
+    assert isinstance(error, failures.DRIVER)
+    assert failures.is_lost(error)
+    assert isinstance(failures.from_postgres(error), Unreachable)
