@@ -244,6 +244,8 @@ async def test_a_reload_ends_the_wait_of_one_that_could_not_start(tmp_path, monk
         await until(lambda: "unknown interface" in child.trouble)
         await child.reload(msgspec.structs.replace(child._settings, interface="br1"), tmp_path / "files")
         await child.up.wait()
+        assert "interface=br1" in (tmp_path / "state" / "dnsmasq.conf").read_text()
+        assert child._settings.interface == "br1"
 
 
 async def test_a_reload_while_it_is_being_started_is_not_lost(tmp_path, monkeypatch):
@@ -265,6 +267,7 @@ async def test_a_reload_while_it_is_being_started_is_not_lost(tmp_path, monkeypa
         await child.reload(msgspec.structs.replace(child._settings, interface="br1"), tmp_path / "files")
         go.set()
         await until(lambda: "interface=br1" in (tmp_path / "read").read_text())
+        assert child._settings.interface == "br1"
 
 
 async def test_what_it_cannot_do_is_logged_once_and_a_relay_is_told_to_the_desk(tmp_path, monkeypatch):

@@ -392,6 +392,8 @@ async def test_who_hangs_up_frees_its_slot_at_once(tmp_path):
             sock.close()
             while desk.active:
                 await asyncio.sleep(0.01)
+        async with r.session.get(URL, headers={"Range": "bytes=0-9"}) as answer:
+            assert answer.status == 206, "the one slot is free again"
 
 
 async def test_a_stop_lets_flow_what_flows_and_sends_away_who_waits(tmp_path):
